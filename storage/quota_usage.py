@@ -1,0 +1,61 @@
+"""What people and workspaces use, counted from the records. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select
+
+from storage.asset_rows import known_usage
+from storage.database.transaction import Transaction
+from storage.quota_limits import HOLDING, RUNNING, Amounts, Resource, Subject
+from storage.records import Asset, AssetKind, Environment, EnvironmentState, Holder, Wish, Workspace
+from storage.upload_rows import held_by
+
+HOLDS: ColumnElement[bool] = or_(
+    Environment.state.in_(HOLDING),
+    and_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.FAILED),
+)
+"""Environments whose CPUs and memory count."""
+
+
+async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resource]) -> Amounts:
+    """How much of `resources` the subject uses. Storage is what Ashore itself wrote."""
+    used: dict[Resource, float] = {}
+    wanted = set(resources)
+    if wanted & set(RUNNING):
+        used |= await _by_environments(tx, subject)
+    if Resource.STORAGE in wanted:
+        prefixes = await prefixes_of(tx, subject)
+        used[Resource.STORAGE] = sum([(await known_usage(tx, prefix)).bytes for prefix in prefixes])
+    if wanted & {Resource.UPLOADS, Resource.PARKED}:
+        used |= await _by_uploads(tx, subject)
+    return {resource: used[resource] for resource in resources}
+
+
+async def prefixes_of(tx: Transaction, subject: Subject) -> list[str]:
+    """Key prefixes, each ending with a slash, below which everything counts as the subject's."""
+    if subject.holder is Holder.WORKSPACE:
+        return [f"{kind.folder}/{subject.name}/" for kind in AssetKind]
+    query = (
+        select(Asset.kind, Workspace.name, Asset.name)
+        .join(Workspace, Workspace.id == Asset.workspace_id)
+        .where(Asset.owner_id == subject.id)
+    )
+    return [f"{kind.folder}/{workspace}/{name}/" for kind, workspace, name in (await tx.execute(query)).all()]
+
+
+async def _by_environments(tx: Transaction, subject: Subject) -> Amounts:
+    column = Environment.owner_id if subject.holder is Holder.USER else Environment.workspace_id
+    query = select(
+        func.count(),
+        func.coalesce(func.sum(case((HOLDS, Environment.cpus), else_=0.0)), 0.0),
+        func.coalesce(func.sum(case((HOLDS, Environment.memory), else_=0)), 0),
+    ).where(column == subject.id)
+    count, cpus, memory = (await tx.execute(query)).one()
+    return {Resource.ENVIRONMENTS: int(count), Resource.CPUS: round(float(cpus), 6), Resource.MEMORY: int(memory)}
+
+
+async def _by_uploads(tx: Transaction, subject: Subject) -> Amounts:
+    held = await held_by(tx, subject.id)
+    return {Resource.UPLOADS: held.files, Resource.PARKED: held.bytes}

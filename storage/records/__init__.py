@@ -1,0 +1,54 @@
+"""The domain model: one class per concept, with small pure methods and no I/O."""
+
+from storage.records.asset import (
+    Asset,
+    AssetKind,
+    AssetShare,
+    AssetUse,
+    AssetVersion,
+    Deletion,
+    FileFact,
+    VersionState,
+)
+from storage.records.base import Record, new_id
+from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Wish
+from storage.records.importing import Import, ImportFile, ImportState
+from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
+from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
+from storage.records.upload import Move, Upload, UploadState
+from storage.records.user import Invite, SshKey, User, Workspace
+
+__all__ = [
+    "UNLIMITED",
+    "Asset",
+    "AssetKind",
+    "AssetShare",
+    "AssetUse",
+    "AssetVersion",
+    "AuditEvent",
+    "AuditHead",
+    "Deletion",
+    "Environment",
+    "EnvironmentKey",
+    "EnvironmentState",
+    "FileFact",
+    "Holder",
+    "Import",
+    "ImportFile",
+    "ImportState",
+    "Invite",
+    "Quota",
+    "QuotaWarning",
+    "Record",
+    "Move",
+    "Recording",
+    "SshKey",
+    "SshSession",
+    "Upload",
+    "UploadState",
+    "User",
+    "VersionState",
+    "Wish",
+    "Workspace",
+    "new_id",
+]

@@ -1,0 +1,86 @@
+"""Environments: what a person wants to run, what runs, and the host key that belongs to its name."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from storage.records.base import Record, new_id
+
+
+class EnvironmentState(StrEnum):
+    """requested → queued → creating → running → stopping → stopped; failed; deleting → gone."""
+
+    REQUESTED = "requested"
+    QUEUED = "queued"
+    CREATING = "creating"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class Wish(StrEnum):
+    """What the owner wants; the reconciler brings the state there."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class Environment(Record):
+    """One environment of one person."""
+
+    __tablename__ = "environments"
+    __table_args__ = (Index("uq_environments_owner_name", "owner_id", "name", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True, default=new_id)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    owner_name: Mapped[str] = mapped_column(String(32))
+    workspace_id: Mapped[str] = mapped_column(ForeignKey("workspaces.id"))
+    name: Mapped[str] = mapped_column(String(48))
+    compute: Mapped[str] = mapped_column(String(48))
+    """Name of the compute in the settings: `local`, `docker` …"""
+    image: Mapped[str] = mapped_column(default="")
+    cpus: Mapped[float] = mapped_column(default=0.0)
+    """Cores; 0: no limit, which only records from before there were limits have."""
+    memory: Mapped[int] = mapped_column(default=0)
+    """Bytes; 0 as for `cpus`."""
+    variables: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    wish: Mapped[Wish] = mapped_column(default=Wish.RUNNING)
+    state: Mapped[EnvironmentState] = mapped_column(default=EnvironmentState.REQUESTED)
+    reason: Mapped[str] = mapped_column(default="")
+    """Why it is in this state, one sentence; empty when there is nothing to say."""
+    progress: Mapped[str] = mapped_column(default="")
+    """What the driver does right now, such as `pulling debian:bookworm 61 %`."""
+    handle: Mapped[str] = mapped_column(default="")
+    """The driver's name for what runs; empty before it is made."""
+    restarts: Mapped[int] = mapped_column(default=0)
+    """Grows with each restart that its owner asked for."""
+    restarted: Mapped[int] = mapped_column(default=0)
+    """The value of `restarts` that has been carried out."""
+    client_key: Mapped[str] = mapped_column(default="")
+    """Sealed private key that opens the guest of the present start."""
+    version: Mapped[int] = mapped_column(default=1)
+    """Grows with each change; an apply is guarded by it."""
+    created: Mapped[datetime]
+    started: Mapped[datetime | None]
+    last_used: Mapped[datetime | None]
+
+
+class EnvironmentKey(Record):
+    """The SSH host key of an environment *name*: it outlives the environment, so a rebuild alarms nobody."""
+
+    __tablename__ = "environment_keys"
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(48), primary_key=True)
+    private_key: Mapped[str]
+    """Sealed OpenSSH private key."""
+    public_key: Mapped[str]
+    created: Mapped[datetime]

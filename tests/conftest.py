@@ -1,0 +1,73 @@
+"""What all tests share: a migrated database in a fresh data directory, and three people."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.access import Caller
+from storage.accounts import Accounts, PublicKey
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.database.migrate import migrate
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+@pytest.fixture
+async def database(data_dir: Path) -> AsyncIterator[Database]:
+    database = Database.in_directory(data_dir)
+    await migrate(database)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def audit(database: Database) -> AsyncIterator[AuditTrail]:
+    trail = AuditTrail(database)
+    await trail.start()
+    yield trail
+    await trail.close()
+
+
+@pytest.fixture
+async def changes(data_dir: Path) -> AsyncIterator[Changes]:
+    changes = Changes(data_dir / "run" / "changes")
+    await changes.start()
+    yield changes
+    await changes.close()
+
+
+@pytest.fixture
+async def accounts(database: Database, audit: AuditTrail, changes: Changes) -> Accounts:
+    return Accounts(database, audit, changes)
+
+
+async def person(accounts: Accounts, name: str, *, is_admin: bool = False) -> Caller:
+    """A user with one key, signed in."""
+    key = PublicKey(f"ssh-ed25519 AAAA{name}", f"SHA256:{name}")
+    await accounts.add_user(name, [key], is_admin=is_admin, actor="operator")
+    return await accounts.sign_in(name, key.fingerprint, address="127.0.0.1", connection="c0")
+
+
+@pytest.fixture
+async def alice(accounts: Accounts) -> Caller:
+    return await person(accounts, "alice")
+
+
+@pytest.fixture
+async def bob(accounts: Accounts) -> Caller:
+    return await person(accounts, "bob")
+
+
+@pytest.fixture
+async def admin(accounts: Accounts) -> Caller:
+    return await person(accounts, "root-admin", is_admin=True)
