@@ -1,0 +1,144 @@
+"""What a place that runs environments must be able to do, and the words for it.
+
+A driver translates between these words and one engine; it knows no users, no records and no policy. It is called by
+the environments reconciler and by the guest only. Every method may be called again after a crash of the gateway, so
+each must accept that its work has been done already. Foreign errors become `storage.errors`, chained.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+Progress = Callable[[str], None]
+"""Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
+
+
+class State(StrEnum):
+    """What an engine says of a workload."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    GONE = "gone"
+    """The engine is there and knows no such workload."""
+    UNKNOWN = "unknown"
+    """The engine cannot be asked now; nothing follows from it."""
+
+
+@dataclass(frozen=True)
+class HostMount:
+    """A folder of the host that is seen inside. Its content may change there; the folder itself must not."""
+
+    source: Path
+    """Absolute, on the engine's own machine; it is there before `create` and at each `start`."""
+    path: str
+    """Absolute, inside."""
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """Everything that a driver needs to make one environment. Pure data; the same spec makes the same workload."""
+
+    id: str
+    """The environment's id; becomes the label `ashore=<id>`."""
+    name: str
+    owner: str
+    workspace: str
+    image: str = ""
+    cpus: float = 0.0
+    """Cores; 0: no limit."""
+    memory: int = 0
+    """Bytes; 0: no limit."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[HostMount] = ()
+    """The same at every start of one workload."""
+    guest_files: Mapping[str, bytes] = field(default_factory=dict)
+    """File name → content; appear inside, readable by root (or the sandbox's only user) alone, in
+    `/opt/ashore/run/`. They are secrets: host key, authorized key, sshd configuration."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an engine says now. `exit_status` and `reason` tell why it is not running, where the engine knows."""
+
+    state: State
+    reason: str = ""
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A workload that carries our label."""
+
+    handle: str
+    environment_id: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Pipe:
+    """A program that runs inside a workload, its stdin and stdout joined to `socket`.
+
+    Shutting down the writing half of `socket` is EOF for the program; EOF on `socket` is the end of its output.
+    Closing `socket` ends the program's pipes, and the driver sees to it that the program does not stay behind.
+    """
+
+    socket: socket.socket
+    wait: Callable[[], Awaitable[int | None]]
+    """The exit status once the program has ended; None if the engine cannot tell."""
+    complaint: Callable[[], str]
+    """The last lines that the program wrote to stderr; for errors that people read."""
+
+
+class Compute(Protocol):
+    """One engine. `name` is its name in the settings."""
+
+    name: str
+
+    async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
+        """Make the workload, without starting it, and return its handle; if one with this id exists, return that.
+
+        A create that fails leaves nothing behind. BadInput: the spec cannot be met (no such image).
+        """
+        ...
+
+    async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:
+        """Bring it up, with `spec.guest_files` in place; no-op when it runs. NotFound: it is gone."""
+        ...
+
+    async def stop(self, handle: str, *, grace: float) -> None:
+        """End its programs: TERM, then KILL after `grace` seconds. What its owner stored in it stays."""
+        ...
+
+    async def delete(self, handle: str) -> None:
+        """Remove it with everything in it; no-op when it is gone."""
+        ...
+
+    async def inspect(self, handle: str) -> Status:
+        """What it is doing. Never raises for an engine that is away: that is UNKNOWN."""
+        ...
+
+    async def found(self) -> Sequence[Found]:
+        """Every workload with our label. Unavailable: the engine cannot be asked."""
+        ...
+
+    async def open_pipe(self, handle: str, argv: Sequence[str], variables: Mapping[str, str]) -> Pipe:
+        """Run `argv` inside, as root where the workload has a root. Conflict: it does not run."""
+        ...
+
+    def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
+        """The last `tail` lines that the workload's own main program wrote."""
+        ...
+
+    async def check(self) -> str:
+        """One line about the engine (version, storage); Unavailable with a sentence if it cannot serve."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; workloads go on."""
+        ...

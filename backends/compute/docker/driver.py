@@ -1,0 +1,290 @@
+"""The compute `docker`: environments as containers of one Docker engine on this machine.
+
+What is said to the Engine is made by `config`, said by `engine`, and bytes go through `stream`. The handle of a
+workload is its container's name, so that its volume can be found even when the container is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from backends.compute.contract import Found, Pipe, Progress, State, Status, WorkloadSpec
+from backends.compute.dial import open_namespace
+from backends.compute.docker import config
+from backends.compute.docker.config import Place
+from backends.compute.docker.engine import AWAY, GONE, Engine, translated
+from backends.compute.docker.stream import ExecStream, open_stream
+from backends.settings import DockerSettings
+from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
+from storage.names import printable
+
+log = logging.getLogger(__name__)
+
+_ASK_SECONDS = 10
+_NOT_FOUND = 127
+"""What a shell says when there is no such program."""
+_SETTLE_SECONDS = 2.0
+"""How long a program may go on after its pipe has ended before it is killed."""
+_END_LOOKS, _END_PAUSE = 10, 0.1
+"""How often, and how many seconds apart, the engine is asked whether a container has ended."""
+
+
+class DockerCompute:
+    """One Docker engine. Make it inside a running event loop; `close` it at the end.
+
+    `guest` is the read-only tree that every container gets, at a path that the Engine sees as well.
+    """
+
+    def __init__(self, guest: Path, settings: DockerSettings, *, name: str = "docker") -> None:
+        self.name = name
+        self._guest = guest
+        self._settings = settings
+        self._engine = Engine(settings.socket)
+        self._networks = asyncio.Lock()
+        self._streams: dict[asyncio.Task[int | None], ExecStream] = {}
+
+    # ---- life ------------------------------------------------------------------------------------------------
+    async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
+        place = Place(spec.id)
+        if await self._engine.container_labels(place.container) is not None:
+            return place.container
+        name = config.check_image(spec.image or self._settings.default_image)
+        image = await self._engine.image(name, progress)
+        progress(f"making a container of {name}")
+        body = config.container(
+            spec, image=name, login=config.image_user(image), guest=self._guest, settings=self._settings
+        )
+        had_volume = await self._engine.volume_labels(place.volume) is not None
+        try:
+            await self._engine.create_volume(config.volume(spec))
+            async with self._networks:
+                await self._engine.ensure_network(config.network(spec.workspace))
+                await self._engine.create_container(place.container, body)
+        except BaseException:
+            await asyncio.shield(self._undo(spec, keep_volume=had_volume))
+            raise
+        return place.container
+
+    async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:
+        labels = await self._engine.container_labels(handle)
+        if labels is None:
+            raise NotFound(GONE)
+        progress("starting")
+        # The label, not the spec: the workspace may have another name by now, the container's network has not.
+        await self._start(handle, labels.get("ashore.workspace", spec.workspace))
+        # Also when it runs already: the gateway may have been cut off between the start and this.
+        script = config.setup_script(spec.guest_files, labels.get("ashore.user") or config.LOGIN_USER)
+        try:
+            pipe = await self.open_pipe(handle, ["/bin/sh", "-s"], {})
+        except Conflict as error:
+            raise await self._ended_at_once(handle) from error
+        if await _feed(pipe, script) == 0:
+            return
+        if await self._ends(handle):
+            raise await self._ended_at_once(handle)
+        said = printable(pipe.complaint(), limit=300)
+        raise Unavailable(f"the container could not be prepared: {said}")
+
+    async def stop(self, handle: str, *, grace: float) -> None:
+        if (await self.inspect(handle)).state is State.GONE:
+            return
+        seconds = math.ceil(grace)
+        with translated():
+            async with asyncio.timeout(seconds + 60):
+                await self._engine.container(handle).stop(t=seconds)
+
+    async def delete(self, handle: str) -> None:
+        place = Place.of(handle)
+        labels = await self._engine.volume_labels(place.volume)
+        await self._engine.delete_container(place.container)
+        await self._engine.delete_volume(place.volume)
+        if labels is not None and "ashore.workspace" in labels:
+            await self._drop_network(labels["ashore.workspace"])
+
+    # ---- questions -------------------------------------------------------------------------------------------
+    async def inspect(self, handle: str) -> Status:
+        try:
+            with translated():
+                async with asyncio.timeout(_ASK_SECONDS):
+                    return config.status_of(await self._engine.container(handle).show())
+        except NotFound:
+            return Status(State.GONE, GONE)
+        except AshoreError:
+            return Status(State.UNKNOWN, AWAY)
+
+    async def network_namespace(self, handle: str) -> int | None:
+        if os.geteuid() != 0:
+            return None
+        try:
+            with translated():
+                async with asyncio.timeout(_ASK_SECONDS):
+                    shown = await self._engine.container(handle).show()
+        except AshoreError:
+            return None
+        return await asyncio.to_thread(_namespace_of, int(shown["State"]["Pid"]), str(shown["Id"]))
+
+    async def found(self) -> Sequence[Found]:
+        containers = await self._engine.containers(config.LABEL)
+        places = [(Place(shown["Labels"][config.LABEL]), shown) for shown in containers]
+        return [
+            Found(place.container, place.id, config.state_of(shown["State"]))
+            for place, shown in places
+            if f"/{place.container}" in shown["Names"]
+        ]
+
+    async def check(self) -> str:
+        with translated():
+            async with asyncio.timeout(_ASK_SECONDS):
+                info = await self._engine.info()
+        return f"Docker {info['ServerVersion']}, {info['Driver']}"
+
+    async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
+        with translated():
+            pieces = await self._engine.container(handle).log(stdout=True, stderr=True, tail=tail)
+        for piece in pieces:
+            yield piece.encode()
+
+    # ---- pipes -----------------------------------------------------------------------------------------------
+    async def open_pipe(self, handle: str, argv: Sequence[str], variables: Mapping[str, str]) -> Pipe:
+        mark = secrets.token_hex(8)
+        # By way of the shell, for the usual words and statuses (126, 127) when there is no such program: the Engine
+        # would write its own complaint into the program's output.
+        command = ["/bin/sh", "-c", 'exec "$@"', "sh", *argv]
+        exec_id = await self._engine.create_exec(handle, command, {**variables, config.PIPE_MARK: mark})
+        stream = await open_stream(self._engine.socket, self._engine.api_version, exec_id)
+        watch = asyncio.create_task(self._watch(handle, exec_id, mark, stream), name=f"exec watch {exec_id[:12]}")
+        self._streams[watch] = stream
+        watch.add_done_callback(self._forget)
+
+        async def wait() -> int | None:
+            await asyncio.wait([watch])
+            return None if watch.cancelled() else watch.result()
+
+        return Pipe(stream.inner, wait, lambda: stream.complaint)
+
+    async def close(self) -> None:
+        for watch, stream in list(self._streams.items()):
+            await stream.close()
+            watch.cancel()
+        await asyncio.gather(*self._streams, return_exceptions=True)
+        await self._engine.close()
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+    async def _undo(self, spec: WorkloadSpec, *, keep_volume: bool) -> None:
+        """Take back a create that failed half-way."""
+        place = Place(spec.id)
+        try:
+            await self._engine.delete_container(place.container)
+            if not keep_volume:
+                await self._engine.delete_volume(place.volume)
+            await self._drop_network(spec.workspace)
+        except AshoreError as error:
+            log.warning("what was made for environment %s could not be removed: %s", spec.id, error.message)
+
+    async def _start(self, handle: str, workspace: str) -> None:
+        container = self._engine.container(handle)
+        network = config.network(workspace)
+        async with self._networks:
+            await self._engine.ensure_network(network)
+        try:
+            with translated():
+                await container.start()
+        except NotFound as error:
+            if "network" not in error.message:
+                raise
+            await self._engine.rejoin_network(network["Name"], handle)
+            with translated():
+                await container.start()
+
+    async def _ends(self, handle: str) -> bool:
+        """Whether it has ended, or is about to: the engine notices a moment after the programs inside."""
+        for _ in range(_END_LOOKS):
+            if (await self.inspect(handle)).state is not State.RUNNING:
+                return True
+            await asyncio.sleep(_END_PAUSE)
+        return False
+
+    async def _ended_at_once(self, handle: str) -> AshoreError:
+        status = await self.inspect(handle)
+        if status.exit_status == _NOT_FOUND:  # from Docker's init, which runs the shell
+            return BadInput("the image has no /bin/sh, which an environment needs")
+        said = b"".join([piece async for piece in self.logs(handle, tail=1)]).decode("utf-8", "replace").strip()
+        reason = ": ".join(filter(None, (status.reason, printable(said, limit=200))))
+        return Unavailable(f"its container ended at once: {reason}")
+
+    async def _drop_network(self, workspace: str) -> None:
+        """Remove a workspace's network with its last container; there are only some thirty to be had."""
+        async with self._networks:
+            # A stopped container would not hold the network, but could not start without it.
+            if not await self._engine.containers(f"ashore.workspace={workspace}"):
+                await self._engine.delete_network(config.network_name(workspace))
+
+    async def _watch(self, handle: str, exec_id: str, mark: str, stream: ExecStream) -> int | None:
+        """The exit status once the stream has ended; kills the program if it does not end by itself."""
+        await asyncio.wait([stream.finished])
+        try:
+            runs, status = await self._settled(exec_id)
+            if runs:
+                await self._sweep(handle, mark)
+                _, status = await self._settled(exec_id)
+        except AshoreError as error:
+            log.info("exit status of exec %s is not known: %s", exec_id[:12], error.message)
+            return None
+        return status
+
+    async def _settled(self, exec_id: str) -> tuple[bool, int | None]:
+        """What the Engine says of a program once it has ended, or after a while."""
+        deadline = asyncio.get_running_loop().time() + _SETTLE_SECONDS
+        pause = 0.01
+        while True:
+            runs, status = await self._engine.exec_result(exec_id)
+            if not runs or asyncio.get_running_loop().time() > deadline:
+                return runs, status
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.25)
+
+    async def _sweep(self, handle: str, mark: str) -> None:
+        pipe = await self.open_pipe(handle, ["/bin/sh", "-c", config.sweep_script(mark)], {})
+        await _feed(pipe, b"")
+
+    def _forget(self, watch: asyncio.Task[int | None]) -> None:
+        del self._streams[watch]
+        if not watch.cancelled() and (error := watch.exception()) is not None:
+            log.error("watching an exec failed", exc_info=error)
+
+
+async def _feed(pipe: Pipe, data: bytes) -> int | None:
+    """Give `data` to a short program, drop what it says, and return its exit status."""
+    loop = asyncio.get_running_loop()
+    with pipe.socket as end:
+        await loop.sock_sendall(end, data)
+        end.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(end, 65536):
+            pass
+    return await pipe.wait()
+
+
+def _namespace_of(pid: int, container_id: str) -> int | None:
+    if pid <= 0:
+        return None
+    try:
+        namespace = open_namespace(pid)
+    except OSError:
+        return None
+    # An engine in a virtual machine or behind another pid namespace counts its own process ids: one of ours that
+    # happens to have the number is not meant. The control group carries the container's id.
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        groups = ""
+    if container_id in groups:
+        return namespace
+    os.close(namespace)
+    return None

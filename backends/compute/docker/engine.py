@@ -1,0 +1,225 @@
+"""Calls to one Docker engine, typed, with its errors in our words. Knows images, volumes, networks and containers as
+the Engine has them; what an environment makes of them is `driver`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from aiodocker import Docker
+from aiodocker.containers import DockerContainer
+from aiodocker.exceptions import DockerError
+from aiodocker.networks import DockerNetwork
+from aiodocker.volumes import DockerVolume
+
+from backends.compute.contract import Progress
+from backends.compute.docker.config import JSON, pull_line
+from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
+from storage.names import printable
+
+AWAY = "the Docker engine does not answer"
+GONE = "its container was removed"
+_CONTROL = aiohttp.ClientTimeout(total=120, sock_connect=5)
+_NO_CONNECTION = 900
+"""aiodocker's own status for an Engine that cannot be reached."""
+_REMOVAL_TRIES = 50
+
+
+class Engine:
+    """One Docker engine behind a Unix socket. Make it inside a running event loop; `close` it at the end."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        # aiohttp's default of 100 connections would let the 101st call hang for ever.
+        self._connector = aiohttp.UnixConnector(socket, limit=0)
+        self._docker = Docker("unix://localhost", connector=self._connector, timeout=_CONTROL)
+
+    @property
+    def api_version(self) -> str:
+        """Such as `v1.41`; known after the first call."""
+        return self._docker.api_version
+
+    async def close(self) -> None:
+        await self._docker.close()
+        await self._connector.close()
+
+    async def info(self) -> Mapping[str, Any]:
+        with translated():
+            answer: Mapping[str, Any] = await self._docker.system.info()
+        return answer
+
+    # ---- images ----------------------------------------------------------------------------------------------
+    async def image(self, name: str, progress: Progress) -> JSON:
+        """The image `name`, pulled if it is not here; BadInput if nobody has it."""
+        with translated():
+            try:
+                return await self._docker.images.inspect(name)
+            except DockerError as error:
+                if error.status != 404:
+                    raise
+            progress(f"pulling {name}")
+            await self._pull(name, progress)
+            return await self._docker.images.inspect(name)
+
+    async def _pull(self, name: str, progress: Progress) -> None:
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            async for line in self._docker.images.pull(name, stream=True):
+                amounts = line.get("progressDetail") or {}
+                if line.get("status") == "Downloading" and amounts.get("total"):
+                    layers[line["id"]] = (amounts.get("current", 0), amounts["total"])
+                elif line.get("id") in layers and line.get("status") in (
+                    "Download complete",
+                    "Pull complete",
+                ):
+                    size = layers[line["id"]][1]
+                    layers[line["id"]] = (size, size)
+                progress(pull_line(name, layers))
+        except DockerError as error:
+            if error.status == _NO_CONNECTION:
+                raise
+            said = printable(error.message, limit=200)
+            raise BadInput(f"there is no image '{name}' here, and no registry gave it ({said})") from error
+
+    # ---- containers ------------------------------------------------------------------------------------------
+    def container(self, name: str) -> DockerContainer:
+        return self._docker.containers.container(name)
+
+    async def containers(self, label: str) -> Sequence[JSON]:
+        """Every container with this label, running or not: its Id, Names, Labels, State."""
+        with translated():
+            found = await self._docker.containers.list(all=True, filters={"label": [label]})
+        return [{key: shown[key] for key in ("Id", "Names", "Labels", "State")} for shown in found]
+
+    async def container_labels(self, name: str) -> Mapping[str, str] | None:
+        """None if there is no such container."""
+        with translated():
+            shown = await _or_none(self.container(name).show())
+        return None if shown is None else shown["Config"]["Labels"]
+
+    async def create_container(self, name: str, body: JSON) -> None:
+        """Make it unless there is one of this name."""
+        with translated():
+            try:
+                await self._docker.containers.create(body, name=name)
+            except DockerError as error:
+                if error.status != 409:
+                    raise
+
+    async def delete_container(self, name: str) -> None:
+        with translated():
+            await _until_gone(lambda: self.container(name).delete(force=True, v=True))
+
+    async def create_exec(self, name: str, argv: Sequence[str], variables: Mapping[str, str]) -> str:
+        """The id of an exec as root with its three streams; Conflict: the container does not run."""
+        with translated():
+            try:
+                made = await self.container(name).exec(argv, stdin=True, user="0:0", environment=variables)
+            except DockerError as error:
+                if error.status == 409:
+                    raise Conflict("its container does not run") from error
+                raise
+        exec_id: str = made.id
+        return exec_id
+
+    async def exec_result(self, exec_id: str) -> tuple[bool, int | None]:
+        """Whether it runs, and its exit status; `(False, None)` when its container is gone."""
+        with translated():
+            shown = await _or_none(self._docker.containers.exec(exec_id).inspect())
+        return (False, None) if shown is None else (bool(shown["Running"]), shown["ExitCode"])
+
+    # ---- volumes ---------------------------------------------------------------------------------------------
+    async def volume_labels(self, name: str) -> Mapping[str, str] | None:
+        """None if there is no such volume."""
+        with translated():
+            shown = await _or_none(DockerVolume(self._docker, name).show())
+        return None if shown is None else shown.get("Labels") or {}
+
+    async def create_volume(self, body: JSON) -> None:
+        """No-op when it is there."""
+        with translated():
+            await self._docker.volumes.create(body)
+
+    async def delete_volume(self, name: str) -> None:
+        with translated():
+            await _until_gone(lambda: DockerVolume(self._docker, name).delete())
+
+    # ---- networks --------------------------------------------------------------------------------------------
+    async def ensure_network(self, body: JSON) -> None:
+        with translated():
+            if await _or_none(DockerNetwork(self._docker, body["Name"]).show()) is None:
+                try:
+                    await self._docker.networks.create(body)
+                except DockerError as error:
+                    if error.status != 409:
+                        raise
+
+    async def rejoin_network(self, network: str, container: str) -> None:
+        """Tie a container to the network of this name, when the one it knew was made anew."""
+        with translated():
+            joined = DockerNetwork(self._docker, network)
+            with contextlib.suppress(DockerError):
+                await joined.disconnect({"Container": container, "Force": True})
+            await joined.connect({"Container": container})
+
+    async def delete_network(self, name: str) -> None:
+        """No-op when it is gone or still used."""
+        with translated():
+            try:
+                await DockerNetwork(self._docker, name).delete()
+            except DockerError as error:
+                if error.status not in (403, 404, 409):
+                    raise
+
+
+@contextlib.contextmanager
+def translated() -> Generator[None]:
+    """What the Engine and its connection raise, in our words, chained."""
+    try:
+        yield
+    except DockerError as error:
+        raise _translate(error) from error
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        raise Unavailable(AWAY) from error
+
+
+def _translate(error: DockerError) -> AshoreError:
+    said = printable(error.message, limit=300)
+    if error.status == _NO_CONNECTION:
+        return Unavailable(AWAY)
+    if error.status == 404:
+        return NotFound(GONE if "container" in error.message else f"the Docker engine said: {said}")
+    if error.status == 409:
+        return Conflict(f"the Docker engine said: {said}")
+    if error.status == 400:
+        return BadInput(f"the Docker engine said: {said}")
+    return Unavailable(f"the Docker engine said: {said}")
+
+
+async def _or_none(question: Awaitable[JSON]) -> JSON | None:
+    try:
+        return await question
+    except DockerError as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+async def _until_gone(remove: Callable[[], Awaitable[None]]) -> None:
+    """Remove; no-op when it is gone. A removal under way, or a container that still lets go of a volume, is 409."""
+    for _ in range(_REMOVAL_TRIES):
+        try:
+            await remove()
+        except DockerError as error:
+            if error.status == 404:
+                return
+            if error.status != 409:
+                raise
+            await asyncio.sleep(0.1)
+        else:
+            return
+    raise Conflict("the Docker engine still uses what should be removed")

@@ -1,0 +1,421 @@
+"""Environments: plan, create, start, stop, restart, delete, open, show, logs. Every door asks here.
+
+Writes what the owner wishes; `reconcilers.environments` brings it about. No network call here but `logs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select
+
+from backends.compute.contract import Compute
+from backends.compute.dial import HasNamespace, dial
+from backends.limits import Limits, Machine
+from backends.mounts import Choice, PlannedMount, begin_mounts, mount_variables, plan_mounts
+from backends.settings import BackendSettings
+from storage.access import Action, Caller, Destination, Owned, require
+from storage.audit import AuditTrail, Event
+from storage.changes import Changes
+from storage.clock import Clock, now
+from storage.database.engine import Database
+from storage.database.transaction import Transaction
+from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuota, TimedOut, Unavailable
+from storage.names import check_resource, check_user, printable
+from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource, holds
+from storage.quotas import Owner, Quotas, refusals_of
+from storage.records import Environment, EnvironmentState, User, Wish
+from storage.uses import Mounted, Uses, mounted
+
+_MOST_LOG_LINES = 10_000
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_SETTLED = (EnvironmentState.RUNNING, EnvironmentState.STOPPED, EnvironmentState.FAILED)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks for. Empty values take the defaults of the settings."""
+
+    name: str
+    compute: str = ""
+    image: str = ""
+    cpus: float = 0.0
+    memory: int = 0
+    """Bytes."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[Choice] = ()
+    """Data sets and models to see inside; the order of each kind numbers its paths."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request would become, with every reason why it cannot; the dry run and the form's live hints."""
+
+    request: Request
+    """With the CPUs and the memory that it would get."""
+    compute: str
+    image: str
+    refusals: Sequence[str]
+    quotas: Sequence[QuotaLine] = ()
+    """What its owner and its workspace use and may use."""
+    over_quota: Sequence[str] = ()
+    """Those refusals that the quotas are the reason of."""
+    processes: int = 0
+    """Processes and threads that it may have; 0: its compute does not say."""
+    mounts: Sequence[PlannedMount] = ()
+
+
+class Environments:
+    """The use cases about environments."""
+
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditTrail,
+        changes: Changes,
+        computes: Mapping[str, Compute],
+        settings: BackendSettings,
+        clock: Clock = now,
+        *,
+        quotas: Quotas | None = None,
+    ) -> None:
+        self._database = database
+        self._audit = audit
+        self._changes = changes
+        self._computes = computes
+        self._quotas = quotas or Quotas(
+            database, audit, changes, environments=settings.environments.limit_per_user, clock=clock
+        )
+        self.limits = Limits.of(settings.environments, Machine.here())
+        """What one environment gets, and may have."""
+        self._settings = settings
+        self._clock = clock
+        self._uses = Uses(database, clock)
+
+    @property
+    def computes(self) -> Sequence[str]:
+        """Names of the computes that serve, the default first."""
+        default = self._default_compute()
+        return sorted(self._computes, key=lambda name: (name != default, name))
+
+    async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
+        """The caller's environments by name; everybody's for administrators."""
+        require(caller, Action.ENVIRONMENT_LIST)
+        query = select(Environment).order_by(Environment.owner_name, Environment.name)
+        if everybody:
+            require(caller, Action.USER_MANAGE)
+        else:
+            query = query.where(Environment.owner_id == caller.user_id)
+        async with self._database.reading() as tx:
+            return (await tx.scalars(query)).all()
+
+    async def show(self, caller: Caller, name: str) -> Environment:
+        """One environment: `name`, or `name.owner` for administrators. NotFound if it may not be seen."""
+        return await self._load(caller, Action.ENVIRONMENT_SHOW, name)
+
+    async def quotas(self, caller: Caller) -> Sequence[QuotaLine]:
+        """What the caller's and the workspace's environments use and may use."""
+        require(caller, Action.ENVIRONMENT_LIST)
+        async with self._database.reading() as tx:
+            return await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
+
+    async def mounts(self, caller: Caller, environments: Sequence[Environment]) -> Mapping[str, Sequence[Mounted]]:
+        """The data sets and models inside environments that are known already, by the environments' ids."""
+        for environment in environments:
+            require(caller, Action.ENVIRONMENT_SHOW, owned(environment))
+        async with self._database.reading() as tx:
+            return await mounted(tx, [environment.id for environment in environments])
+
+    async def plan(self, caller: Caller, request: Request) -> Plan:
+        """What `create` would do, and what speaks against it."""
+        require(caller, Action.ENVIRONMENT_CREATE)
+        async with self._database.reading() as tx:
+            return await self._plan(tx, caller, request)
+
+    async def create(self, caller: Caller, request: Request) -> Environment:
+        """Record the wish for a new environment; the reconciler makes it."""
+        require(caller, Action.ENVIRONMENT_CREATE)
+        async with self._refusing(caller, Action.ENVIRONMENT_CREATE, request.name):
+            environment = await self._create(caller, request)
+        self._changes.tell("environment", environment.id)
+        return environment
+
+    async def _create(self, caller: Caller, request: Request) -> Environment:
+        async with self._database.writing() as tx:
+            await self._quotas.hold(tx, Owner.of(caller))
+            plan = await self._plan(tx, caller, request)
+            _refuse(plan)
+            request = plan.request
+            environment = Environment(
+                owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
+                name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,
+                memory=request.memory, variables={**request.variables, **mount_variables(plan.mounts)},
+                created=self._clock(),
+            )  # fmt: skip
+            tx.add(environment)
+            facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
+            facts |= {"cpus": request.cpus, "memory": request.memory}
+            await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CREATE, thing=request.name, **facts))
+            await tx.flush()
+            await begin_mounts(tx, self._audit, caller, environment, plan.mounts, self._uses)
+        return environment
+
+    async def start(self, caller: Caller, name: str) -> Environment:
+        """Wish it running; also the way out of `failed`."""
+        return await self._wish(caller, Action.ENVIRONMENT_START, name, Wish.RUNNING)
+
+    async def stop(self, caller: Caller, name: str) -> Environment:
+        """Wish it stopped; its files stay."""
+        return await self._wish(caller, Action.ENVIRONMENT_STOP, name, Wish.STOPPED)
+
+    async def restart(self, caller: Caller, name: str) -> Environment:
+        """Wish it stopped and running again."""
+        return await self._wish(caller, Action.ENVIRONMENT_START, name, Wish.RUNNING, restart=True)
+
+    async def delete(self, caller: Caller, name: str) -> Environment:
+        """Wish it gone with everything in it."""
+        return await self._wish(caller, Action.ENVIRONMENT_DELETE, name, Wish.DELETED)
+
+    async def open(
+        self, caller: Caller, action: Action, name: str, on_progress: Callable[[str], None] | None = None
+    ) -> Environment:
+        """The environment, running, for `action` (shell, exec, sftp, jump …); woken and waited for if it sleeps.
+
+        `on_progress` gets a line at once and with each step, so that an editor sees life within a second.
+        """
+        environment = await self._load(caller, action, name)
+        if environment.state is EnvironmentState.RUNNING and environment.wish is Wish.RUNNING:
+            return environment
+        if environment.wish is Wish.DELETED:
+            raise Conflict(f"'{environment.name}' is being deleted")
+        if environment.wish is not Wish.RUNNING or environment.state is EnvironmentState.FAILED:
+            environment = await self._wish(caller, Action.ENVIRONMENT_START, name, Wish.RUNNING)
+        if on_progress is not None:
+            on_progress(f"{environment.name}: starting")
+        return await self.wait(caller, name, on_progress=on_progress)
+
+    async def wait(self, caller: Caller, name: str, on_progress: Callable[[str], None] | None = None) -> Environment:
+        """Wait until it is what its owner wished. Unavailable: it failed, and why; TimedOut; NotFound: gone.
+
+        While its data are on their way, time does not count: every new line of progress begins it anew.
+        """
+        patience = timedelta(seconds=self._settings.environments.ready_seconds + 30)
+        deadline = self._clock() + patience
+        said = ""
+        with self._changes.subscribe("environment") as queue:
+            while self._clock() < deadline:
+                environment = await self._load(caller, Action.ENVIRONMENT_SHOW, name)
+                if settled(environment):
+                    return environment
+                # One that failed can still be stopped or deleted.
+                if environment.state is EnvironmentState.FAILED and environment.wish is Wish.RUNNING:
+                    raise Unavailable(f"'{environment.name}' failed: {environment.reason}")
+                line = f"{environment.name}: {environment.progress or environment.state.value}"
+                if line != said:
+                    said, deadline = line, self._clock() + patience
+                    if on_progress is not None:
+                        on_progress(line)
+                try:
+                    await asyncio.wait_for(queue.get(), 1.0)
+                except TimeoutError:
+                    continue
+        raise TimedOut(f"'{printable(name, limit=60)}' did not come up in time")
+
+    async def dial(self, caller: Caller, environment: Environment, host: str, port: int) -> socket.socket | None:
+        """A connection to `host`:`port` inside a running environment, or None when only its guest can make one.
+
+        OSError: nothing listens there.
+        """
+        require(caller, Action.FORWARD_TCP, Destination(owned(environment), host, port))
+        compute = self._computes.get(environment.compute)
+        if not isinstance(compute, HasNamespace):
+            return None
+        namespace = await compute.network_namespace(environment.handle)
+        if namespace is None:
+            return None
+        try:
+            return await dial(namespace, host, port)
+        except Unavailable:
+            return None
+
+    async def logs(self, caller: Caller, name: str, *, tail: int = 200) -> AsyncIterator[bytes]:
+        """The last lines of its main program."""
+        environment = await self._load(caller, Action.ENVIRONMENT_LOGS, name)
+        compute = self._computes.get(environment.compute)
+        if compute is None:
+            raise Unavailable(f"the compute '{environment.compute}' is not there now")
+        if not environment.handle:
+            return
+        async for piece in compute.logs(environment.handle, tail=min(max(tail, 0), _MOST_LOG_LINES)):
+            yield piece
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+    def _default_compute(self) -> str:
+        wanted = self._settings.environments.default_compute
+        if wanted:
+            return wanted
+        return "docker" if "docker" in self._computes else next(iter(self._computes), "")
+
+    async def _plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
+        compute = request.compute or self._default_compute()
+        image = request.image
+        refusals: list[str] = []
+        try:
+            check_resource(request.name, kind="environment")
+        except BadInput as error:
+            refusals.append(error.message)
+        else:
+            taken = await tx.scalar(
+                select(Environment.id).where(Environment.owner_id == caller.user_id, Environment.name == request.name)
+            )
+            if taken:
+                refusals.append(f"you have an environment '{request.name}' already")
+        if compute not in self._computes:
+            offered = ", ".join(self.computes) or "none serves now"
+            refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
+        if compute == "local" and image:
+            refusals.append("'local' takes no image: it shows this machine's own system, read only")
+        if compute == "docker" and not image:
+            image = self._settings.docker.default_image
+        cpus, memory = self.limits.filled(request.cpus, request.memory)
+        request = replace(request, cpus=cpus, memory=memory)
+        refusals += self.limits.refusals(cpus, memory) + _check_variables(request)
+        quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
+        over = refusals_of(caller, quotas, _amounts(cpus, memory, is_new=True))
+        mounts, against = await plan_mounts(tx, caller, request.data)
+        refusals += over + list(against)
+        return Plan(request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts)
+
+    def _processes(self, compute: str) -> int:
+        settings = self._settings
+        return {"local": settings.local.pids_limit, "docker": settings.docker.pids_limit}.get(compute, 0)
+
+    @asynccontextmanager
+    async def _refusing(self, caller: Caller, action: Action, name: str) -> AsyncIterator[None]:
+        """Around what takes something: a refusal for the sake of a quota is in the trail as well."""
+        try:
+            yield
+        except OverQuota as error:
+            reason = printable(error.message, limit=500)
+            await self._audit.record(
+                Event.by(caller, action, thing=printable(name, limit=80), outcome="refused", reason=reason)
+            )
+            raise
+
+    async def _take(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
+        """OverQuota if what it needs while it runs is too much. Nobody else takes anything until `tx` ends."""
+        owner = Owner(environment.owner_id, environment.owner_name, environment.workspace_id)
+        await self._quotas.hold(tx, owner)
+        held = holds(environment)
+        if held and environment.wish is Wish.RUNNING:
+            return
+        more = _amounts(environment.cpus, environment.memory, is_new=False)
+        lines = await self._quotas.lines_of(tx, owner, list(more))
+        if held:
+            # It counts although it may hold nothing any more, as one that failed and is being stopped.
+            lines = [replace(line, used=line.used - more[line.resource]) for line in lines]
+        if refusals := refusals_of(caller, lines, more):
+            raise OverQuota("; ".join(refusals))
+
+    async def _wish(
+        self, caller: Caller, action: Action, name: str, wish: Wish, *, restart: bool = False
+    ) -> Environment:
+        seen = await self._load(caller, action, name)
+        async with self._refusing(caller, action, seen.name), self._database.writing() as tx:
+            environment = await tx.get(Environment, seen.id, with_for_update=True)
+            if environment is None:
+                raise NotFound(f"there is no environment '{seen.name}'")
+            if environment.wish is Wish.DELETED and wish is not Wish.DELETED:
+                raise Conflict(f"'{seen.name}' is being deleted")
+            if wish is Wish.RUNNING:
+                await self._take(tx, caller, environment)
+            environment.wish = wish
+            if environment.state is EnvironmentState.FAILED and wish is Wish.RUNNING:
+                environment.state, environment.reason = EnvironmentState.REQUESTED, ""
+            if restart:
+                environment.restarts += 1
+            environment.version += 1
+            verb = "environment.restart" if restart else action
+            await self._audit.add(tx, Event.by(caller, verb, thing=environment.name, owner=environment.owner_name))
+        self._changes.tell("environment", environment.id)
+        return environment
+
+    async def _load(self, caller: Caller, action: Action, name: str) -> Environment:
+        short, owner_id = await self._resolve(caller, name)
+        async with self._database.reading() as tx:
+            environment = await tx.scalar(
+                select(Environment).where(Environment.owner_id == owner_id, Environment.name == short)
+            )
+        missing = NotFound(f"there is no environment '{printable(name, limit=80)}'")
+        if environment is None:
+            raise missing
+        try:
+            require(caller, action, owned(environment))
+        except NotFound:
+            # Word for word the same, or `train.bob` would tell whether bob has a `train`.
+            raise missing from None
+        return environment
+
+    async def _resolve(self, caller: Caller, name: str) -> tuple[str, str]:
+        """`train` → mine; `train.bob` → bob's, unless I have one that is called just so."""
+        check_resource(name.replace(".", "-") if "." in name else name, kind="environment")
+        short, dot, owner = name.rpartition(".")
+        async with self._database.reading() as tx:
+            mine = await tx.scalar(
+                select(Environment.id).where(Environment.owner_id == caller.user_id, Environment.name == name)
+            )
+            if mine or not dot or not short:
+                return name, caller.user_id
+            try:
+                check_user(owner)
+            except BadInput:
+                return name, caller.user_id
+            owner_id = await tx.scalar(select(User.id).where(User.name == owner))
+        return short, owner_id or ""
+
+
+def owned(environment: Environment) -> Owned:
+    """The environment as `decide()` sees it."""
+    return Owned("environment", environment.name, environment.owner_id, environment.workspace_id)
+
+
+def settled(environment: Environment) -> bool:
+    """Whether it is what its owner wished, a wanted restart included."""
+    if environment.restarted != environment.restarts:
+        return False
+    return environment.state.value == environment.wish.value
+
+
+def _amounts(cpus: float, memory: int, *, is_new: bool) -> Amounts:
+    """What an environment takes when it starts."""
+    running: dict[Resource, float] = {Resource.CPUS: cpus, Resource.MEMORY: memory}
+    return {Resource.ENVIRONMENTS: 1, **running} if is_new else running
+
+
+def _check_variables(request: Request) -> list[str]:
+    refusals = []
+    for name, value in request.variables.items():
+        shown = printable(name, limit=40)
+        if not _VARIABLE.fullmatch(name) or name.startswith(("LD_", "ASHORE_")):
+            refusals.append(f"'{shown}' cannot be set as an environment variable")
+        elif any(mark in value for mark in "\n\r\0"):
+            refusals.append(f"the value of '{shown}' must be one line")
+    return refusals
+
+
+def _refuse(plan: Plan) -> None:
+    if not plan.refusals:
+        return
+    sentence = "; ".join(plan.refusals)
+    if "already" in plan.refusals[0]:
+        raise AlreadyExists(sentence)
+    if set(plan.refusals) <= set(plan.over_quota):
+        raise OverQuota(sentence)
+    raise BadInput(sentence)

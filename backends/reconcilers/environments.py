@@ -1,0 +1,328 @@
+"""Brings environments to what their owners wish: load → act → apply, each apply guarded by the record's version.
+
+Every step may be cut off by a crash and is done again by the next look, so drivers are asked for things that they may
+have done already. Who may wish what is `backends.environments`' business; how an engine does it, its driver's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Protocol
+
+from backends.compute.contract import Compute, Found, HostMount, Progress, State, WorkloadSpec
+from backends.environments import settled
+from backends.reconcilers.fetches import Fetches
+from backends.reconcilers.loop import ReconcilerLoop
+from backends.reconcilers.rows import TOPIC, EnvironmentRows
+from backends.settings import BackendSettings
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.clock import Clock, now
+from storage.database.engine import Database
+from storage.errors import AshoreError, Unavailable
+from storage.names import printable
+from storage.records import Environment, EnvironmentState, Wish
+
+log = logging.getLogger(__name__)
+
+AWAY = "the engine does not answer"
+_REMOVED = "its container was removed"
+_ENDED = "its main program ended"
+_GLANCE_SECONDS = 0.5
+"""While an environment is being made: pause between two looks at its owner's wish, and between progress lines."""
+_FOUND_SECONDS = 30
+
+
+class Guests(Protocol):
+    """What an environment needs for its guest. `backends.guest.Guests` is the real one."""
+
+    async def prepare(self, environment: Environment) -> Mapping[str, bytes]:
+        """Guest files for a start."""
+        ...
+
+    async def drop(self, environment_id: str) -> None:
+        """Close what is connected to it."""
+        ...
+
+
+class Data(Protocol):
+    """Where the data sets and models come from. `backends.mounts.EnvironmentData` is the real one."""
+
+    async def needs(self, environment: Environment) -> bool:
+        """Whether `fetch` has anything to do."""
+        ...
+
+    async def fetch(self, environment: Environment, progress: Progress) -> None:
+        """Bring what it has mounted to this machine."""
+        ...
+
+    async def points(self, environment: Environment) -> Sequence[HostMount]:
+        """Where that is, once it is here."""
+        ...
+
+
+class EnvironmentReconciler:
+    """The loop over environments. One process of a house runs it."""
+
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditTrail,
+        changes: Changes,
+        computes: Mapping[str, Compute],
+        guests: Guests,
+        settings: BackendSettings,
+        clock: Clock = now,
+        data: Data | None = None,
+    ) -> None:
+        self._data = data
+        self._rows = EnvironmentRows(database, audit, changes)
+        self._computes = computes
+        self._guests = guests
+        self._settings = settings.environments
+        self._clock = clock
+        self._began: dict[str, float] = {}
+        self._orphans: set[str] = set()
+        self._loop = ReconcilerLoop(
+            "environment", TOPIC, changes=changes, look=self.look, act=self.act,
+            pause=self._settings.reconcile_seconds,
+        )  # fmt: skip
+        self._fetches = Fetches(self._fetch, self._loop.wake)
+
+    async def run(self) -> None:
+        """Until cancelled; data that are on their way then are gone on with by the next process."""
+        try:
+            await self._loop.run()
+        finally:
+            await self._fetches.close()
+
+    # ---- load ------------------------------------------------------------------------------------------------
+    async def look(self) -> Sequence[str]:
+        """Ids of the environments that are not as they should be, by the records or by their engines."""
+        rows = await self._rows.all()
+        seen: dict[str, State] = {}
+        silent: set[str] = set()
+        for name, compute in tuple(self._computes.items()):
+            try:
+                async with asyncio.timeout(_FOUND_SECONDS):
+                    found = await compute.found()
+            except (AshoreError, TimeoutError):
+                silent.add(name)
+                continue
+            self._report_orphans(name, found, rows)
+            seen |= {item.environment_id: item.state for item in found}
+        silent |= {row.compute for row in rows} - set(self._computes)
+        return [row.id for row in rows if _needs_care(row, seen.get(row.id, State.GONE), row.compute in silent)]
+
+    def _report_orphans(self, compute: str, found: Sequence[Found], rows: Sequence[Environment]) -> None:
+        """Say which workloads have no record. They may belong to another house on the same engine: touch nothing."""
+        known = {row.id for row in rows} | self._orphans
+        for item in found:
+            if item.environment_id not in known:
+                log.warning("%s runs %s, which no record here speaks of", compute, printable(item.handle, limit=80))
+                self._orphans.add(item.environment_id)
+
+    # ---- act -------------------------------------------------------------------------------------------------
+    async def act(self, environment_id: str) -> None:
+        """One step, or none, towards what its owner wishes. Unavailable: its engine is away, try again later."""
+        environment = await self._rows.load(environment_id)
+        if environment is None:
+            self._began.pop(environment_id, None)
+            await self._fetches.drop(environment_id)
+            return
+        compute = self._computes.get(environment.compute)
+        if compute is None:
+            await self._note(environment, f"the compute '{environment.compute}' is not there now")
+            return
+        try:
+            await self._step(environment, compute)
+        except Unavailable:
+            await self._note(environment, AWAY)
+            raise
+
+    async def _step(self, environment: Environment, compute: Compute) -> None:
+        if environment.wish is not Wish.RUNNING:
+            await self._fetches.drop(environment.id)
+        if environment.wish is Wish.DELETED:
+            await self._remove(environment, compute)
+        elif settled(environment):
+            await self._compare(environment, compute)
+        elif environment.wish is Wish.STOPPED:
+            await self._bring_down(environment, compute)
+        elif environment.state is EnvironmentState.RUNNING:
+            stopped = await self._bring_down(environment, compute)  # its owner asked for a restart
+            if stopped is not None:
+                await self._bring_up(stopped, compute)
+        elif environment.state is EnvironmentState.FAILED:
+            await self._give_back(environment, compute)  # its engine was away when it failed
+        else:
+            await self._bring_up(environment, compute)
+
+    async def _compare(self, environment: Environment, compute: Compute) -> None:
+        """It should be as it is: does its engine agree?"""
+        status = await compute.inspect(environment.handle)
+        running = environment.state is EnvironmentState.RUNNING
+        if status.state is State.UNKNOWN:
+            await self._note(environment, AWAY)
+        elif status.state is State.RUNNING and not running:
+            log.warning("environment %s was started by somebody else; stopping it", environment.id)
+            await compute.stop(environment.handle, grace=self._settings.stop_grace_seconds)
+        elif status.state is State.GONE and not running:
+            await self._note(environment, _REMOVED if environment.handle else "")
+        elif status.state in (State.STOPPED, State.GONE) and running:
+            otherwise = _REMOVED if status.state is State.GONE else _ENDED
+            await self._guests.drop(environment.id)
+            reason = printable(status.reason, limit=300) or otherwise
+            await self._rows.move(environment, EnvironmentState.FAILED, reason=reason)
+        else:
+            await self._note(environment, "")
+
+    async def _bring_up(self, environment: Environment, compute: Compute) -> None:
+        seen = await self._enter(environment, EnvironmentState.CREATING)
+        if seen is None:
+            return
+        if self._data is not None and await self._data.needs(seen):
+            try:
+                if not self._fetches.is_done(seen):
+                    return  # and be woken when its data are here
+            except AshoreError as error:
+                await self._fail(seen, compute, printable(error.message, limit=500))
+                return
+        deadline = self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds
+        lines = _LastLine("starting")
+        try:
+            async with asyncio.timeout_at(deadline):
+                overtaken = await self._while_wished(seen, self._make(seen, compute, lines), lines)
+        except TimeoutError:
+            last = seen.reason or lines.text
+            await self._fail(seen, compute, f"it was not ready within {self._settings.ready_seconds} s ({last})")
+            return
+        except AshoreError as error:
+            if isinstance(error, Unavailable) and _time() < deadline:
+                await compute.check()  # raises if the engine is away; else the complaint was about this environment
+            await self._fail(seen, compute, printable(error.message, limit=500))
+            return
+        if not overtaken:
+            self._began.pop(seen.id, None)
+            await self._rows.move(seen, EnvironmentState.RUNNING, restarted=seen.restarts, started=self._clock())
+
+    async def _fetch(self, seen: Environment) -> bool:
+        """Bring its data here; False: it was given up, because its owner changed their mind."""
+        assert self._data is not None
+        lines = _LastLine("looking at its data")
+        return not await self._while_wished(seen, self._data.fetch(seen, lines.set), lines)
+
+    async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
+        files = await self._guests.prepare(environment)
+        spec = WorkloadSpec(
+            id=environment.id, name=environment.name, owner=environment.owner_name,
+            workspace=await self._rows.workspace_name(environment.workspace_id), image=environment.image,
+            cpus=environment.cpus, memory=environment.memory,
+            variables={name: str(value) for name, value in environment.variables.items()}, guest_files=files,
+            mounts=await self._data.points(environment) if self._data is not None else (),
+        )  # fmt: skip
+        handle = await compute.create(spec, lines.set)
+        await self._rows.keep_handle(environment.id, handle)
+        await compute.start(handle, spec, lines.set)
+
+    async def _while_wished(self, seen: Environment, work: Coroutine[None, None, None], lines: _LastLine) -> bool:
+        """Do `work` and show its progress. True: it was given up, because its owner changed their mind."""
+        task = asyncio.create_task(work, name=f"making environment {seen.id}")
+        shown = ""
+        try:
+            while not (await asyncio.wait([task], timeout=_GLANCE_SECONDS))[0]:
+                row = await self._rows.load(seen.id)
+                if row is None or row.wish is not Wish.RUNNING:
+                    return True
+                if lines.text != shown:
+                    shown = lines.text
+                    await self._rows.note(seen.id, progress=shown)
+            task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return False
+
+    async def _bring_down(self, environment: Environment, compute: Compute) -> Environment | None:
+        seen = await self._enter(environment, EnvironmentState.STOPPING)
+        if seen is None:
+            return None
+        self._began.pop(seen.id, None)
+        await self._guests.drop(seen.id)
+        if handle := await _handle(seen, compute):
+            await compute.stop(handle, grace=self._settings.stop_grace_seconds)
+        return await self._rows.move(seen, EnvironmentState.STOPPED)
+
+    async def _remove(self, environment: Environment, compute: Compute) -> None:
+        seen = await self._enter(environment, EnvironmentState.DELETING)
+        if seen is None:
+            return
+        self._began.pop(seen.id, None)
+        await self._guests.drop(seen.id)
+        if handle := await _handle(seen, compute):
+            await compute.delete(handle)
+        await self._rows.remove(seen)
+
+    async def _fail(self, seen: Environment, compute: Compute, reason: str) -> None:
+        self._began.pop(seen.id, None)
+        await self._guests.drop(seen.id)
+        try:
+            await self._give_back(await self._rows.load(seen.id) or seen, compute)
+        except AshoreError as error:
+            log.warning("environment %s failed, and could not be cleared yet: %s", seen.id, error.message)
+        await self._rows.move(seen, EnvironmentState.FAILED, reason=reason)
+
+    async def _give_back(self, environment: Environment, compute: Compute) -> None:
+        """Free what a failed start holds. What its owner stored in earlier runs stays."""
+        handle = await _handle(environment, compute)
+        if not handle:
+            return
+        await compute.stop(handle, grace=0)
+        if environment.started is None:
+            await compute.delete(handle)
+            await self._rows.keep_handle(environment.id, "")
+
+    async def _enter(self, environment: Environment, state: EnvironmentState) -> Environment | None:
+        # Nothing is written when a step is tried again: a write is a hint, and would wake us before the pause is over.
+        return environment if environment.state is state else await self._rows.move(environment, state)
+
+    async def _note(self, environment: Environment, reason: str) -> None:
+        if environment.reason != reason:
+            await self._rows.note(environment.id, reason=reason)
+
+
+class _LastLine:
+    """The newest progress line; drivers may set it at any rate."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def set(self, text: str) -> None:
+        self.text = printable(text, limit=200)
+
+
+def _needs_care(row: Environment, state: State, is_silent: bool) -> bool:
+    """Whether record and engine differ, or the record's reason may be out of date."""
+    if row.state is EnvironmentState.FAILED and row.wish is Wish.RUNNING:
+        return not is_silent and (state is State.RUNNING or (row.started is None and state is State.STOPPED))
+    if not settled(row):
+        return True
+    if row.state is EnvironmentState.RUNNING:
+        return not row.reason if is_silent else bool(row.reason) or state is not State.RUNNING
+    if is_silent or state is State.STOPPED:
+        return False
+    return state is State.RUNNING or (bool(row.handle) and row.reason != _REMOVED)
+
+
+async def _handle(environment: Environment, compute: Compute) -> str:
+    """Its handle, also when we were cut off before it could be written down; empty if there is no workload."""
+    if environment.handle:
+        return environment.handle
+    found = await compute.found()
+    return next((item.handle for item in found if item.environment_id == environment.id), "")
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()

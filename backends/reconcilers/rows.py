@@ -1,0 +1,98 @@
+"""What the environments reconciler reads and writes: short transactions, no engine, no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+
+from storage.audit import AuditTrail, Event
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.records import Environment, EnvironmentState, Workspace
+from storage.uses import Uses
+
+TOPIC = "environment"
+
+
+class EnvironmentRows:
+    """The environments' records, as the reconciler changes them."""
+
+    def __init__(self, database: Database, audit: AuditTrail, changes: Changes) -> None:
+        self._database = database
+        self._audit = audit
+        self._changes = changes
+        self._uses = Uses(database)
+
+    async def all(self) -> Sequence[Environment]:
+        async with self._database.reading() as tx:
+            return (await tx.scalars(select(Environment))).all()
+
+    async def load(self, environment_id: str) -> Environment | None:
+        async with self._database.reading() as tx:
+            return await tx.get(Environment, environment_id)
+
+    async def workspace_name(self, workspace_id: str) -> str:
+        async with self._database.reading() as tx:
+            return await tx.scalar(select(Workspace.name).where(Workspace.id == workspace_id)) or ""
+
+    async def move(
+        self,
+        seen: Environment,
+        state: EnvironmentState,
+        *,
+        reason: str = "",
+        restarted: int | None = None,
+        started: datetime | None = None,
+    ) -> Environment | None:
+        """Put it into `state`, if nobody changed it since it was seen; None if somebody did."""
+        async with self._database.writing() as tx:
+            row = await tx.get(Environment, seen.id, with_for_update=True)
+            if row is None or row.version != seen.version:
+                return None
+            moved = row.state is not state
+            if moved:
+                await self._audit.add(tx, _event(row, state.value, reason))
+            row.state, row.reason, row.progress = state, reason, ""
+            row.restarted = row.restarted if restarted is None else restarted
+            row.started = started or row.started
+            row.version += 1
+        if moved or reason != seen.reason:
+            self._changes.tell(TOPIC, seen.id)
+        return row
+
+    async def remove(self, seen: Environment) -> bool:
+        """Delete the record, if nobody changed it since it was seen; what it had mounted is free again."""
+        async with self._database.writing() as tx:
+            row = await tx.get(Environment, seen.id, with_for_update=True)
+            if row is None or row.version != seen.version:
+                return row is None
+            await self._audit.add(tx, _event(row, "gone", ""))
+            await self._uses.end(tx, row.id)
+            await tx.delete(row)
+        self._changes.tell(TOPIC, seen.id)
+        return True
+
+    async def keep_handle(self, environment_id: str, handle: str) -> None:
+        """A fact, not a wish: it holds whoever changed the record meanwhile."""
+        await self._set(environment_id, handle=handle)
+
+    async def note(self, environment_id: str, *, reason: str | None = None, progress: str | None = None) -> None:
+        """Say why, or what is being done; the state stays, and so does the version."""
+        values = {"reason": reason, "progress": progress}
+        await self._set(environment_id, **{name: text for name, text in values.items() if text is not None})
+        self._changes.tell(TOPIC, environment_id)
+
+    async def _set(self, environment_id: str, **values: Any) -> None:
+        async with self._database.writing() as tx:
+            await tx.execute(update(Environment).where(Environment.id == environment_id).values(**values))
+
+
+def _event(row: Environment, to: str, reason: str) -> Event:
+    detail = {"from": row.state.value, "to": to, "owner": row.owner_name}
+    if reason:
+        detail["reason"] = reason
+    outcome = "failed" if to == EnvironmentState.FAILED.value else "ok"
+    return Event("environment.state", outcome, thing=row.name, detail=detail)

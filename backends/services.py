@@ -1,0 +1,71 @@
+"""The desk that all doors ask: every use case, in one frozen dataclass.
+
+Built once per process (gateway, TUI worker, operator's command) through
+`backends.composition.open_services`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backends.compute.contract import Compute
+from backends.environments import Environments
+from backends.files import Files
+from backends.guest import Guests
+from backends.imports import Imports
+from storage.accounts import Accounts
+from storage.assets import Datasets
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.deletions import Deletions
+from storage.links import Links
+from storage.models import Models
+from storage.moves import Moves
+from storage.objects.contract import ObjectStore
+from storage.quotas import Quotas
+from storage.recordings import Recordings
+from storage.sessions import Sessions
+from storage.settings import ObjectSettings
+from storage.transfers import Transfers
+from storage.uploads import Uploads
+from storage.uses import Uses
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where people reach the gateway from outside, for texts that show them what to type."""
+
+    host: str = "gateway"
+    port: int = 2022
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every use case. Doors take what they need from here and hold no rule of their own."""
+
+    database: Database
+    audit: AuditTrail
+    changes: Changes
+    accounts: Accounts
+    quotas: Quotas
+    sessions: Sessions
+    recordings: Recordings
+    datasets: Datasets
+    models: Models
+    deletions: Deletions
+    uses: Uses
+    uploads: Uploads
+    transfers: Transfers
+    imports: Imports
+    links: Links
+    moves: Moves
+    store: ObjectStore
+    files: Files
+    environments: Environments
+    guests: Guests
+    computes: Mapping[str, Compute]
+    address: Address = Address()
+    objects: ObjectSettings = ObjectSettings()
+    """How the object store is reached, also when it is our own child; for the probe of `doctor`."""

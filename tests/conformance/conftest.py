@@ -1,0 +1,165 @@
+"""Every compute that this machine must be able to run, each with the few things that only its engine can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backends import guest_tree
+from backends.compute.contract import Compute, Pipe, WorkloadSpec
+from backends.compute.docker.driver import DockerCompute
+from backends.compute.local import LocalCompute
+from backends.compute.memory import MemoryCompute, MemoryEngine
+from backends.settings import BackendSettings
+
+IMAGE = "debian:bookworm"
+
+
+@dataclass
+class Kit:
+    """One compute under test. `home` and `run` are paths as the programs inside see them."""
+
+    name: str
+    compute: Compute
+    again: Callable[[], Compute]
+    """Another driver for the same engine, as after a restart of the gateway."""
+    remove: Callable[[str], Awaitable[None]]
+    """Take a workload (by its environment's id) away behind the driver's back."""
+    leftovers: Callable[[str], Sequence[str]]
+    """What there still is of an environment, by its id."""
+    image: str
+    home: str
+    run: str
+    root: str = ""
+    """In front of every other path inside."""
+    isolates: bool = True
+    """Whether programs inside are kept from anything at all."""
+
+    def spec(self, **more: object) -> WorkloadSpec:
+        values: dict[str, object] = {
+            "id": secrets.token_hex(8), "name": "train", "owner": "alice", "image": self.image,
+            "workspace": f"team-{secrets.token_hex(4)}", "variables": {"COLOUR": "deep blue"},
+            "guest_files": {"secret": b"do not tell\0\xff'%\\"},
+        }  # fmt: skip
+        return WorkloadSpec(**(values | more))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return guest_tree.build(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture(params=["memory", "local", "docker"])
+async def kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
+    made: list[Compute] = []
+    kit = KITS[request.param](tmp_path, guest, made)
+    yield kit
+    for compute in made:
+        await compute.close()
+
+
+@pytest.fixture
+async def up(kit: Kit) -> AsyncIterator[tuple[Kit, str, WorkloadSpec]]:
+    """A running workload."""
+    spec = kit.spec()
+    handle = await kit.compute.create(spec, print)
+    try:
+        await kit.compute.start(handle, spec, print)
+        yield kit, handle, spec
+    finally:
+        await kit.compute.delete(handle)
+
+
+def _memory(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    engine = MemoryEngine(tmp_path / "memory")
+
+    def again() -> Compute:
+        made.append(MemoryCompute(engine))
+        return made[-1]
+
+    async def remove(environment_id: str) -> None:
+        engine.remove(f"memory-{environment_id}")
+
+    def leftovers(environment_id: str) -> Sequence[str]:
+        return [str(path) for path in (tmp_path / "memory").glob(f"*{environment_id}*")]
+
+    return Kit("memory", again(), again, remove, leftovers, "", ".", "../run", "../root", isolates=False)
+
+
+def _local(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    def again() -> Compute:
+        made.append(LocalCompute(tmp_path, guest, BackendSettings()))
+        return made[-1]
+
+    async def remove(environment_id: str) -> None:
+        folder = tmp_path / "environments" / environment_id
+        os.kill(json.loads((folder / "state.json").read_text())["pid"], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        shutil.rmtree(folder)
+
+    def leftovers(environment_id: str) -> Sequence[str]:
+        return [str(path) for path in (tmp_path / "environments").glob(f"*{environment_id}*")]
+
+    return Kit("local", again(), again, remove, leftovers, "", "/home/developer", "/opt/ashore/run")
+
+
+def _docker(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    def again() -> Compute:
+        made.append(DockerCompute(guest, BackendSettings().docker))
+        return made[-1]
+
+    async def remove(environment_id: str) -> None:
+        docker("rm", "-f", f"ashore-{environment_id}")
+
+    def leftovers(environment_id: str) -> Sequence[str]:
+        label = f"label=ashore={environment_id}"
+        containers = docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").split()
+        volumes = docker("volume", "ls", "--filter", f"name={environment_id}", "--format", "{{.Name}}").split()
+        return containers + volumes
+
+    return Kit("docker", again(), again, remove, leftovers, IMAGE, "/workspace", "/opt/ashore/run")
+
+
+KITS = {"memory": _memory, "local": _local, "docker": _docker}
+
+
+def docker(*words: str) -> str:
+    """The Docker client's answer."""
+    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=50).stdout
+
+
+async def run(
+    compute: Compute, handle: str, script: str, data: bytes = b"", variables: Mapping[str, str] | None = None
+) -> tuple[int | None, bytes]:
+    """Exit status and output of a shell script that gets `data` and then EOF."""
+    pipe = await compute.open_pipe(handle, ["/bin/sh", "-c", script], variables or {})
+    output = await exchange(pipe, data)
+    return await pipe.wait(), output
+
+
+async def exchange(pipe: Pipe, data: bytes = b"") -> bytes:
+    """Send `data` and EOF, and read to the end."""
+    loop = asyncio.get_running_loop()
+
+    async def send() -> None:
+        await loop.sock_sendall(pipe.socket, data)
+        pipe.socket.shutdown(socket.SHUT_WR)
+
+    with pipe.socket:
+        sending = asyncio.create_task(send())
+        output = bytearray()
+        while piece := await loop.sock_recv(pipe.socket, 1 << 18):
+            output += piece
+        await asyncio.gather(sending, return_exceptions=True)
+    return bytes(output)
