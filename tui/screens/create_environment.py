@@ -1,0 +1,222 @@
+"""A form for a new environment; every change is planned at once, so refusals are seen before anything is asked for."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Button, Input, Select
+
+from backends.environments import Plan, Request
+from storage.errors import AshoreError, BadInput
+from storage.names import is_resource, printable
+from storage.records import AssetKind
+from tui.desk import Desk
+from tui.texts import mark
+from tui.texts.formats import parse_cpus, parse_size, size_words
+from tui.texts.quotas import quota_words
+from tui.texts.sentences import in_language
+from tui.widgets.line import Plain
+from tui.widgets.page import Page
+from tui.widgets.references import ReferencesInput
+
+_DEBOUNCE_SECONDS = 0.15
+_TAKES_IMAGE = frozenset({"docker"})
+
+
+class CreateEnvironmentScreen(Page):
+    """Name, compute, image, cpus, memory, data sets, models; Enter in any field creates."""
+
+    TITLE_TEXT = mark("New environment")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", mark("Back")),
+        Binding("tab", "app.focus_next", mark("Next field")),
+        Binding("f2", "create", mark("Create")),
+    ]
+
+    class Planned(Message):
+        """What the request would become; `refusals` are all reasons why it cannot."""
+
+        def __init__(self, plan: Plan | None, refusals: list[str]) -> None:
+            super().__init__()
+            self.plan = plan
+            self.refusals = refusals
+
+    class Created(Message):
+        """The environment `name` is on its way."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+    def __init__(self, desk: Desk, *, taken: frozenset[str] = frozenset()) -> None:
+        super().__init__(desk)
+        self._proposed = _propose(taken)
+        self._timer: Timer | None = None
+        self._is_sending = False
+        self._is_fine = False
+
+    def compose_body(self) -> ComposeResult:
+        t = self.texts
+        limits = self.desk.services.environments.limits
+        computes = [(Text(printable(name, limit=40)), name) for name in self.desk.services.environments.computes]
+        with VerticalScroll(id="form", can_focus=False):
+            yield from self._field("name", t("Name"), Input(self._proposed, id="name", compact=True, max_length=48))
+            yield from self._field(
+                "compute",
+                t("Compute"),
+                Select(computes, id="compute", compact=True, allow_blank=not computes,
+                       value=computes[0][1] if computes else Select.NULL),
+            )  # fmt: skip
+            yield from self._field("image", t("Image"), Input(id="image", compact=True, max_length=200))
+            yield from self._field("cpus", t("CPUs"), Input(id="cpus", compact=True, max_length=10,
+                                                             placeholder=f"{limits.default_cpus:g}"))  # fmt: skip
+            memory = size_words(limits.default_memory)
+            yield from self._field("memory", t("Memory"), Input(id="memory", compact=True, max_length=12,
+                                                                 placeholder=memory))  # fmt: skip
+            for kind, label in ((AssetKind.DATASET, t("Data")), (AssetKind.MODEL, t("Models"))):
+                field = ReferencesInput(
+                    kind, partial(self._names, kind), id=kind.folder, hint=t("none, or NAME:VERSION, ...")
+                )
+                yield from self._field(kind.folder, label, field)
+            yield Plain(id="quotas")
+            yield Plain(id="refusals")
+            with Horizontal(id="buttons"):
+                yield Button(t("Create"), id="create", variant="primary", compact=True, disabled=True)
+                yield Button(t("Back"), id="back", compact=True)
+
+    def _field(self, name: str, label: str, widget: Input | Select[str]) -> ComposeResult:
+        with Vertical(id=f"{name}-field", classes="field"):
+            yield Plain(label, classes="label")
+            yield widget
+
+    def on_mount(self) -> None:
+        self.query_one("#name").focus()
+        self._plan_soon()
+
+    # ---- live plan -------------------------------------------------------------------------------------------
+    @on(Input.Changed)
+    @on(Select.Changed)
+    def _changed(self, event: Message) -> None:
+        event.stop()
+        self._show_fields()
+        self._plan_soon()
+
+    def _show_fields(self) -> None:
+        self.query_one("#image-field").display = self._compute() in _TAKES_IMAGE
+
+    def _plan_soon(self) -> None:
+        self._is_fine = False
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(
+            _DEBOUNCE_SECONDS, lambda: self.run_worker(self._plan(), name="plan", group="plan", exclusive=True)
+        )
+
+    async def _plan(self) -> None:
+        try:
+            plan = await self.desk.services.environments.plan(self.desk.caller, self._request())
+        except AshoreError as error:
+            self.post_message(self.Planned(None, [error.message]))
+        else:
+            self.post_message(self.Planned(plan, list(plan.refusals)))
+
+    @on(Planned)
+    def _planned(self, event: Planned) -> None:
+        self._is_fine = not event.refusals
+        self.query_one("#create", Button).disabled = not self._is_fine or self._is_sending
+        if event.plan is not None:
+            self._show_quotas(event.plan)
+        refusals = self.query_one("#refusals", Plain)
+        refusals.show("\n".join(in_language(self.texts, refusal) for refusal in event.refusals))
+        refusals.display = bool(event.refusals)
+        if event.plan is not None and event.plan.image:
+            self.query_one("#image", Input).placeholder = printable(event.plan.image, limit=80)
+
+    def _show_quotas(self, plan: Plan) -> None:
+        """What is used of what is allowed, before this environment."""
+        words = quota_words(self.texts, plan.quotas)
+        line = self.query_one("#quotas", Plain)
+        line.show(self.texts("In use: {words}", words=words) if words else "")
+        line.display = bool(words)
+
+    def _compute(self) -> str:
+        value = self.query_one("#compute", Select).value
+        return value if isinstance(value, str) else ""
+
+    def _value(self, name: str) -> str:
+        return self.query_one(f"#{name}", Input).value.strip()
+
+    def _request(self) -> Request:
+        compute = self._compute()
+        return Request(
+            name=self._value("name"),
+            compute=compute,
+            image=self._value("image") if compute in _TAKES_IMAGE else "",
+            cpus=parse_cpus(self._value("cpus")),
+            memory=parse_size(self._value("memory")),
+            data=self.query_one("#datasets", ReferencesInput).choices
+            + self.query_one("#models", ReferencesInput).choices,
+        )
+
+    async def _names(self, kind: AssetKind) -> list[str]:
+        """What may be mounted, as one types it."""
+        services, caller = self.desk.services, self.desk.caller
+        assets = services.datasets if kind is AssetKind.DATASET else services.models
+        try:
+            views = [*await assets.list(caller), *await assets.shared(caller)]
+        except AshoreError:
+            return []  # a proposal only
+        return [view.reference(caller, version.name) for view in views for version in reversed(view.versions)]
+
+    # ---- keys ------------------------------------------------------------------------------------------------
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.action_create()
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        event.stop()
+        if event.button.id == "create":
+            self.action_create()
+        else:
+            self.action_back()
+
+    def action_back(self) -> None:
+        self.dismiss(None)
+
+    def action_create(self) -> None:
+        if self._is_sending:
+            return
+        try:
+            request = self._request()
+        except BadInput as error:
+            self.trouble(error)
+            return
+        self._is_sending = True
+        self.query_one("#create", Button).disabled = True
+        self.run_worker(self._create(request), name="create", group="create")
+
+    async def _create(self, request: Request) -> None:
+        try:
+            await self.desk.services.environments.create(self.desk.caller, request)
+        except AshoreError as error:
+            self.trouble(error)
+            self._is_sending = False
+            self._plan_soon()
+        else:
+            self.post_message(self.Created(request.name))
+
+
+def _propose(taken: frozenset[str]) -> str:
+    """`dev`, or `dev-2`, `dev-3` … if that is taken."""
+    names = ("dev", *(f"dev-{number}" for number in range(2, 1000)))
+    return next(name for name in names if name not in taken and is_resource(name))
