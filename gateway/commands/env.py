@@ -1,0 +1,301 @@
+"""`env`: environments, from creation to their log."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from backends.environments import Request
+from backends.mounts import Choice
+from gateway.commands.context import Context
+from gateway.commands.output import Row, amount, facts, table, to_json
+from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, size
+from storage.errors import NotFound
+from storage.names import printable
+from storage.records import AssetKind
+
+if TYPE_CHECKING:
+    from storage.records import Environment
+
+_COLUMNS = {
+    "name": "NAME", "owner": "OWNER", "state": "STATE", "compute": "COMPUTE", "image": "IMAGE",
+    "cpus": "CPUS", "memory_text": "MEMORY", "note": "NOTE",
+}  # fmt: skip
+
+
+async def _list(context: Context, options: argparse.Namespace) -> None:
+    environments = await context.services.environments.list(context.caller, everybody=options.all)
+    columns = {key: title for key, title in _COLUMNS.items() if options.all or key != "owner"}
+    rows = await _rows(context, environments)
+    if not options.json:
+        rows = [{**row, **_texts(one)} for row, one in zip(rows, environments, strict=True)]
+    empty = "you have no environments yet: ssh gw env create NAME"
+    table(context, rows, columns, as_json=options.json, empty=empty)
+
+
+async def _show(context: Context, options: argparse.Namespace) -> None:
+    await _print(context, await context.services.environments.show(context.caller, options.name), options)
+
+
+async def _create(context: Context, options: argparse.Namespace) -> int:
+    request = _request(options)
+    environments = context.services.environments
+    if options.dry_run:
+        return await _dry_run(context, request, as_json=options.json)
+    environment = await environments.create(context.caller, request)
+    if options.wait:
+        environment = await environments.wait(context.caller, request.name, on_progress=_progress(context))
+    await _print(context, environment, options)
+    if not options.wait:
+        context.err(f"'ssh gw env show {request.name}' tells how far it is; --wait waits for it\n")
+    return 0
+
+
+async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
+    plan = await context.services.environments.plan(context.caller, request)
+    row: Row = {
+        "name": request.name,
+        "compute": plan.compute,
+        "image": plan.image,
+        "cpus": plan.request.cpus,
+        "memory": plan.request.memory if as_json else _memory(plan.request.memory),
+        "processes": plan.processes or None,
+        "variables": sorted(request.variables),
+        "mounts": [_mount(one.kind, one.reference, one.path) for one in plan.mounts],
+        "possible": not plan.refusals,
+        "refusals": list(plan.refusals),
+    }
+    facts(context, row if as_json else {**row, "mounts": _mounts(row)}, as_json=as_json)
+    return 1 if plan.refusals else 0
+
+
+async def _start(context: Context, options: argparse.Namespace) -> None:
+    await _wish(context, options, context.services.environments.start)
+
+
+async def _stop(context: Context, options: argparse.Namespace) -> None:
+    await _wish(context, options, context.services.environments.stop)
+
+
+async def _restart(context: Context, options: argparse.Namespace) -> None:
+    await _wish(context, options, context.services.environments.restart)
+
+
+async def _delete(context: Context, options: argparse.Namespace) -> None:
+    await _wish(context, options, context.services.environments.delete)
+
+
+async def _wish(context: Context, options: argparse.Namespace, verb: Callable[..., Awaitable[Environment]]) -> None:
+    environment = await verb(context.caller, options.name)
+    if options.wait:
+        try:
+            environment = await context.services.environments.wait(
+                context.caller, options.name, on_progress=_progress(context)
+            )
+        except NotFound:
+            # Only a deleted environment disappears while somebody waits for it, and then that was the wish.
+            gone = {**as_row(environment), "state": "gone"}
+            context.out(to_json(gone) if options.json else f"{environment.name}: gone\n")
+            return
+    if options.json:
+        (row,) = await _rows(context, [environment])
+        context.out(to_json(row))
+        return
+    context.out(f"{environment.name}: {environment.state.value}, wanted {environment.wish.value}\n")
+
+
+async def _logs(context: Context, options: argparse.Namespace) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    lines, rest = [], ""
+    async for piece in context.services.environments.logs(context.caller, options.name, tail=options.tail):
+        *whole, rest = (rest + decoder.decode(piece)).split("\n")
+        if options.json:
+            lines += whole
+            continue
+        for line in whole:
+            context.out(_log_line(line))
+        await context.drain()
+    rest += decoder.decode(b"", final=True)
+    if options.json:
+        context.out(to_json({"name": options.name, "lines": lines + [rest] * bool(rest)}))
+    elif rest:
+        context.out(_log_line(rest))
+
+
+def as_row(environment: Environment, mounts: Sequence[Row] = ()) -> Row:
+    """What programs get to see of an environment; the values of its variables may be secrets."""
+    return {
+        "id": environment.id,
+        "name": environment.name,
+        "owner": environment.owner_name,
+        "state": environment.state.value,
+        "wish": environment.wish.value,
+        "compute": environment.compute,
+        "image": environment.image,
+        "cpus": environment.cpus,
+        "memory": environment.memory,
+        "variables": sorted(environment.variables or {}),
+        "mounts": list(mounts),
+        "progress": environment.progress,
+        "reason": environment.reason,
+        "created": environment.created,
+        "started": environment.started,
+        "last_used": environment.last_used,
+    }
+
+
+def _texts(environment: Environment) -> Row:
+    return {
+        "cpus": _cores(environment.cpus),
+        "memory_text": _memory(environment.memory),
+        "note": environment.progress or environment.reason,
+    }
+
+
+async def _print(context: Context, environment: Environment, options: argparse.Namespace) -> None:
+    (row,) = await _rows(context, [environment])
+    if not options.json:
+        row = {**row, "memory": _memory(environment.memory), "cpus": _cores(environment.cpus), "mounts": _mounts(row)}
+    facts(context, row, as_json=options.json)
+
+
+async def _rows(context: Context, environments: Sequence[Environment]) -> list[Row]:
+    found = await context.services.environments.mounts(context.caller, environments)
+    workspace = context.caller.workspace
+    return [
+        as_row(one, [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())])
+        for one in environments
+    ]
+
+
+def _mount(kind: AssetKind, reference: str, path: str) -> Row:
+    return {"kind": kind.value, "version": reference, "path": path}
+
+
+def _mounts(row: Row) -> list[str]:
+    """`/gemini/data-1=mnist:v1`, as people read them."""
+    mounts = row["mounts"]
+    assert isinstance(mounts, list)
+    return [f"{one['path']}={one['version']}" for one in mounts]
+
+
+def _cores(cpus: float) -> str:
+    return f"{cpus:g}" if cpus else "no limit"
+
+
+def _memory(size_in_bytes: int) -> str:
+    return amount(size_in_bytes) if size_in_bytes else "no limit"
+
+
+def _log_line(line: str) -> str:
+    return "\t".join(printable(part.rstrip("\r"), limit=8000) for part in line.split("\t")) + "\n"
+
+
+def _progress(context: Context) -> Callable[[str], None]:
+    return lambda line: context.err(f"{printable(line)}\n")
+
+
+def _request(options: argparse.Namespace) -> Request:
+    if options.name and options.name_option and options.name != options.name_option:
+        raise Usage("the name was given twice, and not the same")
+    name = options.name or options.name_option
+    if not name:
+        raise Usage("an environment needs a name: ssh gw env create NAME")
+    return Request(
+        name=name,
+        compute=options.compute,
+        image=options.image,
+        cpus=options.cpu,
+        memory=options.memory,
+        variables=dict(options.env),
+        data=tuple(options.data),
+    )
+
+
+def _dataset(reference: str) -> Choice:
+    return Choice(AssetKind.DATASET, reference)
+
+
+def _model(reference: str) -> Choice:
+    return Choice(AssetKind.MODEL, reference)
+
+
+# ---- what can be typed -------------------------------------------------------------------------------------------
+def _all(parser: Parser) -> None:
+    parser.add_argument("--all", action="store_true", help="everybody's (administrators)")
+
+
+def _name(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="its name; NAME.OWNER for somebody else's (administrators)")
+
+
+def _name_and_wait(parser: Parser) -> None:
+    _name(parser)
+    parser.add_argument("--wait", action="store_true", help="return when it is done; progress on stderr")
+
+
+def _name_and_tail(parser: Parser) -> None:
+    _name(parser)
+    parser.add_argument("--tail", metavar="LINES", type=int, default=200, help="how many lines (default 200)")
+
+
+def _new(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="its name: a-z 0-9 . _ -")
+    parser.add_argument("--name", metavar="NAME", dest="name_option", default="", help="the same as the first word")
+    parser.add_argument("--image", default="", help="container image (default: what the operator set)")
+    parser.add_argument("--compute", default="", help="where: 'docker', or 'local' for a sandbox without an image")
+    parser.add_argument(
+        "--cpu", metavar="N", type=float, default=0.0, help="cores, 4 or 0.5 (default: as the operator set)"
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=checked(size), default=0, help="such as 16GiB (default: as the operator set)"
+    )
+    parser.add_argument(
+        "--env", metavar="K=V", type=checked(assignment), action="append", default=[],
+        help="an environment variable for everything inside; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", "--dataset", metavar="NAME[:VERSION]", type=_dataset, action="append", default=[], dest="data",
+        help="a data set to see inside, read only, at /gemini/data-1 and so on; may be repeated;"
+        " WORKSPACE/NAME for what is shared",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME[:VERSION]", type=_model, action="append", dest="data",
+        help="a model, at /gemini/pretrain1 and so on; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be made, and what forbids it")
+    parser.add_argument("--wait", action="store_true", help="return when it runs; progress on stderr")
+
+
+NOUN = Noun(
+    "env",
+    "your environments: places to work in, with your files",
+    (
+        Verb("list", "list your environments", _list, _all, examples=("env list", "env list --json")),
+        Verb("show", "show one environment", _show, _name, examples=("env show train",)),
+        Verb(
+            "create", "make a new environment and start it", _create, _new,
+            about="The command returns at once and the environment comes up by itself; with --wait it returns when\n"
+            "you can log in. Then 'ssh train' works, once 'ssh gw config' is in your ~/.ssh/config.",
+            examples=(
+                "env create train --wait",
+                "env create train --image debian:bookworm --cpu 4 --memory 16GiB --wait",
+                "env create train --data mnist:v1 --model vision/resnet --wait",
+                "env create scratch --compute local --env EDITOR=vim",
+                "env create train --image debian:bookworm --dry-run",
+            ),
+        ),
+        Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
+             about="Logging in to an environment starts it too.", examples=("env start train --wait",)),
+        Verb("stop", "stop an environment; its files stay", _stop, _name_and_wait, examples=("env stop train",)),
+        Verb("restart", "stop an environment and start it again", _restart, _name_and_wait,
+             examples=("env restart train --wait",)),
+        Verb("delete", "delete an environment with everything in it", _delete, _name_and_wait,
+             about="This cannot be undone. Data sets are not part of an environment and stay.",
+             examples=("env delete train",)),
+        Verb("logs", "show the last lines of an environment's main program", _logs, _name_and_tail,
+             examples=("env logs train", "env logs train --tail 1000")),
+    ),
+)  # fmt: skip

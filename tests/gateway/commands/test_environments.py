@@ -1,0 +1,200 @@
+"""`env`, `config` and `doctor` on real use cases, a real reconciler and a pretended engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from storage.access import Caller
+from tests.gateway.commands.conftest import Desk
+
+
+async def test_create_wait_show_stop_start_restart_delete(desk: Desk, alice: Caller) -> None:
+    made = await desk.run(alice, "env create train --cpu 2 --memory 1GiB --env TOKEN=s3cret --wait")
+    assert made.status == 0, made.err
+    assert "running" in made.out
+    assert "1GiB" in made.out
+    assert "train: " in made.err
+    row = json.loads((await desk.run(alice, "env show train --json")).out)
+    assert (row["state"], row["cpus"], row["memory"]) == ("running", 2.0, 1024**3)
+    assert row["variables"] == ["TOKEN"]
+    stopped = await desk.run(alice, "env stop train --wait")
+    assert stopped.out == "train: stopped, wanted stopped\n"
+    for verb in ("start", "restart"):
+        assert json.loads((await desk.run(alice, f"env {verb} train --wait --json")).out)["state"] == "running"
+    gone = await desk.run(alice, "env delete train --wait --json")
+    assert (gone.status, json.loads(gone.out)["state"]) == (0, "gone")
+    assert (await desk.run(alice, "env show train")).status == 1
+
+
+async def test_the_same_keys_everywhere(desk: Desk, alice: Caller) -> None:
+    created = json.loads((await desk.run(alice, "env create --name a --json")).out)
+    (listed,) = json.loads((await desk.run(alice, "env list --json")).out)
+    shown = json.loads((await desk.run(alice, "env show a --json")).out)
+    assert list(created) == list(listed) == list(shown)
+
+
+async def test_nothing_yet(desk: Desk, alice: Caller) -> None:
+    assert json.loads((await desk.run(alice, "env list --json")).out) == []
+    answer = await desk.run(alice, "env list")
+    assert (answer.status, answer.out) == (0, "")
+    assert "env create" in answer.err
+
+
+async def test_a_dry_run_says_what_forbids_it(desk: Desk, alice: Caller) -> None:
+    answer = await desk.run(alice, "env create ok --dry-run --json")
+    assert (answer.status, json.loads(answer.out)["possible"]) == (0, True)
+    answer = await desk.run(alice, "env create ok --compute moon --memory 1KiB --dry-run")
+    assert answer.status == 1
+    assert "moon" in answer.out
+    assert json.loads((await desk.run(alice, "env list --json")).out) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("env create", 2),
+        ("env create a --name b", 2),
+        ("env create Ä", 2),
+        ("env create a --memory lots", 2),
+        ("env create a --env NOVALUE", 2),
+        ("env start nothing", 1),
+        ("env list --all", 77),
+    ],
+)
+async def test_refusals(desk: Desk, alice: Caller, command: str, status: int) -> None:
+    answer = await desk.run(alice, command)
+    assert (answer.status, answer.out) == (status, "")
+    assert answer.err
+
+
+async def test_a_name_that_is_taken(desk: Desk, alice: Caller) -> None:
+    await desk.run(alice, "env create a")
+    answer = await desk.run(alice, "env create a")
+    assert (answer.status, "already" in answer.err) == (1, True)
+
+
+async def test_administrators_see_and_stop_everybodys(desk: Desk, alice: Caller, bob: Caller, admin: Caller) -> None:
+    await desk.run(alice, "env create train --wait")
+    assert "alice" in (await desk.run(admin, "env list --all")).out
+    assert (await desk.run(bob, "env stop train.alice")).status == 1
+    assert (await desk.run(admin, "env stop train.alice --wait")).status == 0
+
+
+async def test_logs(desk: Desk, alice: Caller) -> None:
+    await desk.run(alice, "env create train --wait")
+    assert (await desk.run(alice, "env logs train")).out == "train is up\n"
+    assert json.loads((await desk.run(alice, "env logs train --json")).out)["lines"] == ["train is up"]
+
+
+# ---- config ------------------------------------------------------------------------------------------------------
+def resolved(file: Path, host: str) -> dict[str, str]:
+    """What the real ssh makes of it."""
+    done = subprocess.run(["ssh", "-F", str(file), "-G", host], capture_output=True, text=True, check=True)
+    return dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+
+
+async def test_the_configuration_works_in_ssh(desk: Desk, alice: Caller, tmp_path: Path) -> None:
+    for name in ("train", "v1.2"):
+        await desk.run(alice, f"env create {name}")
+    printed = await desk.run(alice, "config", host_keys=["ssh-ed25519 AAAAgateway"])
+    assert printed.out == (await desk.run(alice, "config", host_keys=["ssh-ed25519 AAAAgateway"])).out
+    file = tmp_path / "config"
+    file.write_text(printed.out)
+    gateway = resolved(file, "gw")
+    assert (gateway["hostname"], gateway["port"], gateway["user"]) == ("gw.example.org", "2022", "alice")
+    for name in ("train", "v1.2"):
+        host = resolved(file, name)
+        assert (host["hostname"], host["port"], host["user"]) == (name, "22", "alice")
+        assert host["proxyjump"] == "alice@gw.example.org:2022"
+        assert host["hostkeyalias"] == f"{name}.alice.gw.example.org"
+        assert host["serveraliveinterval"] == "30"
+
+
+async def test_known_hosts_lines_are_understood(desk: Desk, alice: Caller, tmp_path: Path) -> None:
+    await desk.run(alice, "env create train")
+    file = tmp_path / "known_hosts"
+    file.write_text((await desk.run(alice, "config --known-hosts")).out)
+    found = subprocess.run(
+        ["ssh-keygen", "-F", "train.alice.gw.example.org", "-f", file], capture_output=True, text=True, check=True
+    )
+    key = await desk.services.guests.public_key(alice.user_id, "train")
+    assert key in found.stdout
+
+
+async def test_an_environment_with_the_gateways_name_makes_no_circle(desk: Desk, alice: Caller) -> None:
+    await desk.run(alice, "env create gw")
+    await desk.run(alice, "env create localhost")
+    hosts = json.loads((await desk.run(alice, "config --json", host="localhost")).out)
+    assert [host["host"] for host in hosts] == ["gw-ashore", "gw", "localhost.alice"]
+
+
+async def test_a_link_for_vscode(desk: Desk, alice: Caller) -> None:
+    await desk.run(alice, "env create train")
+    link = (await desk.run(alice, "config --vscode-link train")).out
+    assert link == "vscode://vscode-remote/ssh-remote+train/workspace\n"
+    assert (await desk.run(alice, "config --vscode-link nothing")).status == 1
+
+
+# ---- doctor ------------------------------------------------------------------------------------------------------
+async def test_the_house_is_well(desk: Desk, alice: Caller) -> None:
+    findings = json.loads((await desk.run(alice, "doctor --json")).out)
+    assert {row["name"]: row["ok"] for row in findings} == {
+        "database": True, "object store": True, "compute memory": True,
+    }  # fmt: skip
+    assert "ok " in (await desk.run(alice, "doctor")).out
+
+
+async def test_a_compute_that_is_away_is_red(desk: Desk, alice: Caller) -> None:
+    desk.services.computes["memory"]._engine.away = True  # type: ignore[attr-defined]
+    answer = await desk.run(alice, "doctor")
+    assert answer.status == 1
+    assert "BAD  compute memory" in answer.out
+
+
+async def test_an_environment_is_asked_what_an_editor_needs(desk: Desk, alice: Caller) -> None:
+    await desk.run(alice, "env create train --wait")
+    findings = {row["name"]: row for row in json.loads((await desk.run(alice, "doctor train --json")).out)}
+    assert findings["bash"]["ok"]
+    assert findings["C library"]["detail"].startswith("glibc 2.")
+    assert set(findings) >= {"tar", "curl or wget", "localhost", "home writable", "free disk"}
+
+
+async def test_data_sets_and_models_are_named_and_shown(desk: Desk, alice: Caller) -> None:
+    for line in ("dataset create mnist:v1", "dataset create cifar:v1", "model create bert:base"):
+        assert (await desk.run(alice, line)).status == 0
+    line = "env create train --model bert --data mnist:v1 --dataset cifar"
+    mounts = [
+        {"kind": "model", "version": "bert:base", "path": "/gemini/pretrain1"},
+        {"kind": "dataset", "version": "mnist:v1", "path": "/gemini/data-1"},
+        {"kind": "dataset", "version": "cifar:v1", "path": "/gemini/data-2"},
+    ]
+    assert json.loads((await desk.run(alice, f"{line} --dry-run --json")).out)["mounts"] == mounts
+    told = (await desk.run(alice, f"{line} --dry-run")).out
+    assert "/gemini/pretrain1=bert:base, /gemini/data-1=mnist:v1, /gemini/data-2=cifar:v1" in told
+    assert (await desk.run(alice, line)).status == 0
+    shown = json.loads((await desk.run(alice, "env show train --json")).out)
+    assert shown["mounts"] == [*mounts[1:], mounts[0]]
+    assert shown["variables"] == ["ASHORE_DATA"]
+    assert "/gemini/data-2=cifar:v1" in (await desk.run(alice, "env show train")).out
+    (listed,) = json.loads((await desk.run(alice, "env list --json")).out)
+    assert listed["mounts"] == shown["mounts"]
+
+
+async def test_what_an_environment_has_is_not_deleted(desk: Desk, alice: Caller, bob: Caller) -> None:
+    await desk.run(alice, "dataset create mnist:v1")
+    await desk.run(alice, "env create train --data mnist --wait")
+    refused = await desk.run(alice, "dataset delete mnist")
+    assert (refused.status, refused.err) == (1, "'mnist' is mounted in train (alice): delete that environment first\n")
+    assert (await desk.run(alice, "dataset delete mnist:v1")).status == 1
+    await desk.run(alice, "env delete train --wait")
+    assert (await desk.run(alice, "dataset delete mnist")).status == 0
+    await desk.run(bob, "dataset create secret:v1")
+    await desk.run(bob, "dataset set secret --visibility private")
+    for name in ("secret", "secret:v1", "nothing", "other/secret"):
+        answer = await desk.run(alice, f"env create spy --data {name}")
+        assert (answer.status, answer.out) == (2, "")
+        assert "there is no data set" in answer.err

@@ -1,0 +1,105 @@
+"""What `doctor` makes of the answers it gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from gateway import health
+from gateway.commands.doctor import report
+from storage.database.engine import Database
+from storage.errors import Unavailable
+from storage.settings import ObjectSettings
+
+GOOD = {
+    "shell": "/bin/bash", "bash": "/bin/bash", "tar": "/bin/tar", "gzip": "/bin/gzip", "curl": "/usr/bin/curl",
+    "wget": "", "git": "", "libc": "glibc 2.36", "machine": "x86_64", "localhost": "yes", "home": "/workspace",
+    "writable": "yes", "free": "9999999", "watches": "65536",
+}  # fmt: skip
+
+
+def bad(**changed: str) -> list[str]:
+    answer = "\n".join(f"{name}={value}" for name, value in (GOOD | changed).items())
+    return [finding.name for finding in health.of_environment(answer) if not finding.ok]
+
+
+def test_a_good_environment() -> None:
+    assert bad() == []
+    assert bad(curl="", wget="/usr/bin/wget", free="", watches="", machine="aarch64") == []
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "finding"),
+    [
+        ("bash", "", "bash"),
+        ("tar", "", "tar"),
+        ("curl", "", "curl or wget"),
+        ("libc", "glibc 2.17", "C library"),
+        ("libc", "ldd (GNU libc) 2.27", "C library"),
+        ("libc", "musl libc (x86_64)", "C library"),
+        ("libc", "", "C library"),
+        ("localhost", "", "localhost"),
+        ("writable", "", "home writable"),
+        ("free", "1000", "free disk"),
+        ("watches", "100", "file watches"),
+        ("machine", "mips", "processor"),
+    ],
+)
+def test_what_is_missing(fact: str, value: str, finding: str) -> None:
+    assert bad(**{fact: value}) == [finding]
+
+
+@pytest.mark.parametrize("answer", ["", "garbage", "shell=/bin/sh\n"])
+def test_an_environment_that_cannot_be_asked(answer: str) -> None:
+    with pytest.raises(Unavailable):
+        health.of_environment(answer)
+
+
+def test_the_probe_is_understood_by_a_plain_shell_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh"], input=health.PROBE, capture_output=True, text=True, check=True,
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    findings = {finding.name: finding for finding in health.of_environment(done.stdout)}
+    assert findings["home writable"].ok
+    assert findings["C library"].detail.startswith("glibc")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_schema_that_is_too_old(data_dir: Path) -> None:
+    database = Database.in_directory(data_dir)
+    findings = await health.of_house(database, None, {}, data_dir)
+    await database.close()
+    assert [(one.name, one.ok) for one in findings][:2] == [("database", False), ("computes", False)]
+
+
+async def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/nowhere/x.sqlite3")
+    before = set(threading.enumerate())
+    (finding, _) = await health.of_house(database, None, {}, None)
+    await database.close()
+    assert not finding.ok
+    # Nobody waits for the thread of a connection that failed; it must not speak to a closed loop.
+    for thread in set(threading.enumerate()) - before:
+        if "connection_worker" in thread.name:
+            thread.join(10)
+
+
+async def test_a_store_that_is_not_there_is_one_finding() -> None:
+    objects = ObjectSettings(endpoint="http://127.0.0.1:9", access_key="a", secret_key=SecretStr("hunter2"))
+    findings = await health.of_endpoint(objects)
+    assert [(finding.name, finding.ok) for finding in findings] == [("store: endpoint", False)]
+    assert "hunter2" not in report(findings, as_json=True, colours=False)
+
+
+def test_what_nobody_can_tell_is_good_and_says_what_to_see_to() -> None:
+    finding = health.Finding("store: unfinished uploads", True, "MinIO removes them", "set it higher", known=False)
+    assert report([finding], as_json=False, colours=False).splitlines()[0].startswith("?    store: unfinished uploads")
+    assert "set it higher" in report([finding], as_json=False, colours=False)
+    (row,) = json.loads(report([finding], as_json=True, colours=False))
+    assert (row["ok"], row["state"], row["hint"]) == (True, "unknown", "set it higher")
