@@ -1,0 +1,61 @@
+"""The promises of packaging: pinned versions are complete and plain, and the scripts can be parsed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_constraints_pin_everything_that_is_needed_and_nothing_else_is_said() -> None:
+    """Every distribution that the project pulls in has one exact version, without an address."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
+    pinned = {_canonical(line.partition("==")[0]) for line in lines}
+    assert _needed() - pinned == set()
+
+
+def test_shell_scripts_parse() -> None:
+    for script in (".ci/run", "packaging/setup.sh"):
+        subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_without_root_setup_names_everything_that_is_missing_at_once() -> None:
+    """One line says what lacks and the next what to type; nothing is changed."""
+    machine = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/usr/sbin", "--unshare-user"]
+    ended = subprocess.run(
+        [*machine, "--uid", "1000", "--chdir", ROOT, "packaging/setup.sh", "programs"],
+        env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended
+    assert "lacks:" in ended.stderr
+    assert "openssh-server" in ended.stderr
+    assert "sudo packaging/setup.sh programs" in ended.stderr
+
+
+def _needed() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        key = (_canonical(requirement.name), frozenset(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        for text in distribution(requirement.name).requires or []:
+            inner = Requirement(text)
+            extras = [*requirement.extras, ""]
+            if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(inner)
+    return {name for name, _ in seen}
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
