@@ -11,7 +11,7 @@ import posixpath
 import stat as modes
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import asyncssh
 
@@ -302,7 +302,7 @@ async def _entry(place: _Place, raw: bytes, attrs: asyncssh.SFTPAttrs) -> Node:
         return node_of(name, attrs)
     with suppress(asyncssh.SFTPError):
         attrs = await place.sftp.stat(posixpath.join(place.path, raw))
-    return replace(node_of(name, attrs), is_link=True)
+    return node_of(name, attrs)._replace(is_link=True)
 
 
 async def _exists(sftp: asyncssh.SFTPClient, path: bytes) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from secrets import token_hex
 
 import asyncssh
@@ -312,4 +312,4 @@ class RemoteWriter:
 
 def unfinished(node: Node, name: str) -> Node:
     """A parked beginning, as its owner sees it."""
-    return replace(node, name=name, unfinished=True, mode=0o600)
+    return node._replace(name=name, unfinished=True, mode=0o600)

@@ -294,12 +294,17 @@ _BITS = tuple(
 
 def longname(name: str, letter: str, mode: int, owner: str, size: int, mtime: int, now: float) -> str:
     """One line as `ls -l` writes it; `letter` is d, l or -. Times are UTC."""
-    date = _date(mtime, recent=now - _HALF_YEAR < mtime <= now + 86400)
-    return f"{letter}{_BITS[mode & 0o777]} 1 {owner:<8} {owner:<8} {size:>12} {date} {name}"
+    date = _date(mtime, now - _HALF_YEAR < mtime <= now + 86400)
+    return f"{_head(letter, mode, owner)} {size:>12} {date} {name}"
+
+
+@lru_cache(256)
+def _head(letter: str, mode: int, owner: str) -> str:
+    return f"{letter}{_BITS[mode & 0o777]} 1 {owner:<8} {owner:<8}"
 
 
 @lru_cache(4096)
-def _date(mtime: int, *, recent: bool) -> str:
+def _date(mtime: int, recent: bool) -> str:
     try:
         then = time.gmtime(mtime)
     except (OverflowError, ValueError):

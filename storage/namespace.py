@@ -400,14 +400,11 @@ class DataTree:
 
     async def _file_nodes(self, page: Sequence[ObjectFacts], spot: Spot) -> Nodes:
         times = await self._datasets.mtimes(page)
-        mode = 0o444 if spot.is_read_only else 0o644
+        mode, owner = 0o444 if spot.is_read_only else 0o644, spot.asset.owner
         return [
-            Node(
-                facts.key.rpartition("/")[2], is_directory=False, size=facts.size, mtime=times[facts.key],
-                mode=mode, owner=spot.asset.owner,
-            )
+            Node(facts.key.rpartition("/")[2], False, facts.size, times[facts.key], mode, owner)
             for facts in page
-        ]  # fmt: skip
+        ]
 
     def _target(self, caller: Caller, spot: Spot, *, only_new: bool) -> Target:
         async def still_writable() -> None:
@@ -439,18 +436,19 @@ class DataTree:
         return await self._room.check(owner, asset.workspace, final_key(spot.key), spot.key, size)
 
     async def _list_objects(self, caller: Caller, spot: Spot) -> AsyncIterator[Node]:
-        unfinished = unfinished_in(spot.prefix, await self._uploads.unfinished(caller, spot.prefix))
-        shown, hidden = (await self.moves.shown()).names_in(spot.prefix)
+        prefix = spot.prefix
+        unfinished = unfinished_in(prefix, await self._uploads.unfinished(caller, prefix))
+        shown, hidden = (await self.moves.shown()).names_in(prefix)
         # What the store does not list is put where its key would be; both are in the order of keys.
         extra: dict[str, Node] = {name + "/": directory_node(name, spot) for name in unfinished.directories | shown}
         extra |= {name: unfinished_node(row, caller.name) for name, row in unfinished.files.items()}
-        waiting = sorted(extra)
+        waiting, start = sorted(extra), len(prefix)
         empty = not extra and bool(spot.place.rest)
-        async for page in self._store.list(spot.prefix, delimiter=True):
+        async for page in self._store.list(prefix, delimiter=True):
             empty = False
             finished = iter(await self._file_nodes([facts for facts in page if not facts.is_prefix], spot))
             for facts in page:
-                key = facts.key.removeprefix(spot.prefix)
+                key = facts.key[start:]
                 node = directory_node(key.rstrip("/"), spot) if facts.is_prefix else next(finished)
                 while waiting and waiting[0] <= key:
                     name = waiting.pop(0)

@@ -8,7 +8,6 @@ in pieces. Nothing is ever padded. What broke off can be gone on with, unless it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from storage.errors import AshoreError, BadInput, Conflict
 from storage.objects.contract import ObjectFacts, ObjectStore
@@ -99,7 +98,7 @@ class Rewriter:
         if self._mtime is None:
             return self._node
         await self._set_old_mtime(self._mtime)
-        return replace(self._node, mtime=self._mtime)
+        return self._node._replace(mtime=self._mtime)
 
     async def abandon(self) -> None:
         await self._writer.abandon()

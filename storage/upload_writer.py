@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from storage.access import Caller
@@ -457,7 +456,7 @@ class UploadWriter:
         if self.target.is_temporary:
             await self._uploads.seal(self, parts, digests, tail)
             self._settled = True
-            return replace(self._node(unfinished=True), sha256=digests.sha256)
+            return self._node(unfinished=True)._replace(sha256=digests.sha256)
         try:
             etag = await self._uploads.complete(self, parts, digests)
         except Conflict:
@@ -476,7 +475,7 @@ class UploadWriter:
         )  # fmt: skip
         self._settled = True
         await self._uploads.record(self, fact)
-        return replace(node, sha256=digests.sha256)
+        return node._replace(sha256=digests.sha256)
 
     def _node(self, *, unfinished: bool = False) -> Node:
         mtime = int(self._uploads.clock().timestamp()) if self.mtime is None else self.mtime

@@ -10,9 +10,10 @@ Paths, people and rights must not be here; `storage.namespace` and `storage.uplo
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from storage.errors import NotFound, Unavailable
 
@@ -31,9 +32,11 @@ class Away(Unavailable):
     """The store gives no answer, or none for now: it may come back. Any other Unavailable is for its operator."""
 
 
-@dataclass(frozen=True)
-class ObjectFacts:
-    """An object, or with `is_prefix` everything below `key` (which then ends with a slash)."""
+class ObjectFacts(NamedTuple):
+    """An object, or with `is_prefix` everything below `key` (which then ends with a slash).
+
+    A named tuple for the same reason as `storage.tree.Node`.
+    """
 
     key: str
     size: int = 0
@@ -42,7 +45,7 @@ class ObjectFacts:
     modified: datetime | None = None
     """When it was stored; None for prefixes."""
     is_prefix: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = MappingProxyType({})
     """User metadata, names in lower case without `x-amz-meta-`; only from `head`."""
 
 

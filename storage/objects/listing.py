@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from urllib.parse import unquote_plus
 from xml.sax.saxutils import unescape
 
@@ -85,6 +86,7 @@ def _character(number: str) -> str:
     return chr(int(number[1:], 16) if number.startswith("x") else int(number))
 
 
+@lru_cache(1024)
 def _time(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text)
