@@ -2,8 +2,8 @@
 
 Keys are relative to the store's bucket. Bytes travel as they are: a body is any buffer and is never copied on the way
 out. Every method is a coroutine that leaves the event loop free. Errors are translated once, here below:
-NotFound (no such object), NoSuchUpload, Conflict (a condition did not hold), Away (no answer, overloaded), Unavailable
-(keys refused, anything else).
+NotFound (no such object), NoSuchUpload, Conflict (a condition did not hold), Away (no answer, overloaded), Full (no
+room), Unavailable (keys refused, anything else).
 Paths, people and rights must not be here; `storage.namespace` and `storage.uploads` know those.
 """
 
@@ -26,6 +26,12 @@ class NoSuchUpload(NotFound):
     """The store does not know this multipart upload: completed, aborted, or thrown away by the store."""
 
     code = "no-such-upload"
+
+
+class Full(Unavailable):
+    """The store has no room for what should be written."""
+
+    code = "store-full"
 
 
 class Away(Unavailable):

@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 from storage.objects import listing
-from storage.objects.contract import Away, Body, NoSuchUpload, ObjectFacts, Part, Usage
+from storage.objects.contract import Away, Body, Full, NoSuchUpload, ObjectFacts, Part, Usage
 from storage.objects.signing import Signer, must_be_signed
 from storage.settings import ObjectSettings
 
@@ -58,7 +58,10 @@ class _Answer:
 
 
 class S3Store:
-    """One bucket of an S3 service. `disk`: the directory that a store on this machine keeps its data in, for `free`."""
+    """One bucket of an S3 service.
+
+    `disk`: the directory that a store of our own keeps its data in; `spare_mib` of the settings stay free there.
+    """
 
     def __init__(self, settings: ObjectSettings, *, disk: Path | None = None) -> None:
         address = urlsplit(settings.endpoint)
@@ -68,6 +71,7 @@ class S3Store:
             raise BadInput("objects.bucket is no possible name of a bucket: use 3 to 63 of a-z 0-9 . -")
         self.bucket = settings.bucket
         self._disk = disk
+        self._spare = settings.spare_mib << 20
         self._pool = pool_of(settings)
         self._signer = Signer(settings)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
@@ -232,10 +236,15 @@ class S3Store:
         return Usage(files, total)
 
     async def free(self) -> int | None:
-        if self._disk is None:
-            return None
-        disk = self._disk
-        return await self._run(lambda: shutil.disk_usage(disk).free)
+        return await self._run(self._free)
+
+    def _free(self) -> int | None:
+        return None if self._disk is None else max(0, shutil.disk_usage(self._disk).free - self._spare)
+
+    def _refuse_when_full(self, size: int) -> None:
+        free = self._free()
+        if free is not None and free < size:
+            raise Full("the disk of the object store is full: remove something, or tell the operator")
 
     # ---- in worker threads -----------------------------------------------------------------------------------
     async def _send(
@@ -253,6 +262,8 @@ class S3Store:
         """One request; repeated when the store was away or overloaded, which every caller here may safely be."""
 
         def once() -> _Answer:
+            if body:
+                self._refuse_when_full(len(body))
             url, sent = self._signed(method, key, query, headers)
             answer = self._pool.request(
                 method,
@@ -269,6 +280,8 @@ class S3Store:
             last = attempt == attempts
             try:
                 answer = await self._run(once)
+            except Full:
+                raise
             except Unavailable:
                 if last:
                     raise
