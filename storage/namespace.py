@@ -401,10 +401,7 @@ class DataTree:
     async def _file_nodes(self, page: Sequence[ObjectFacts], spot: Spot) -> Nodes:
         times = await self._datasets.mtimes(page)
         mode, owner = 0o444 if spot.is_read_only else 0o644, spot.asset.owner
-        return [
-            Node(facts.key.rpartition("/")[2], False, facts.size, times[facts.key], mode, owner)
-            for facts in page
-        ]
+        return [Node(facts.key.rpartition("/")[2], False, facts.size, times[facts.key], mode, owner) for facts in page]
 
     def _target(self, caller: Caller, spot: Spot, *, only_new: bool) -> Target:
         async def still_writable() -> None:

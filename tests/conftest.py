@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.database.migrate import migrate
+
+# A shell without job control starts background jobs with SIGINT ignored, and every program under test inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ async def test_connections_are_dropped_when_another_process_stops_the_environmen
     async with database.writing() as tx:
         (await tx.get_one(Environment, train.id)).state = EnvironmentState.STOPPED
     changes.tell("environment", train.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await link.wait_closed()
 
 

@@ -114,7 +114,7 @@ class Room:
     async def finished(self, view: ImportView) -> ImportView:
         loop = asyncio.create_task(self.reconciler.run(), name="imports reconciler")
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not view.state.is_over:
                     await asyncio.sleep(0.05)
                     view = await self.imports.show(self.caller, view.id)

@@ -104,7 +104,7 @@ class House:
         return (self.engine.workloads[f"memory-{environment.id}"].root / path.lstrip("/")).read_bytes()
 
     async def until(self, test: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await test():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

@@ -75,7 +75,7 @@ class House:
     async def until(self, environment: Environment, test: Callable[[Environment], bool]) -> Environment:
         row = None
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     row = await self.row(environment)
                     if row is not None and test(row):
@@ -88,7 +88,7 @@ class House:
         return await self.until(environment, lambda row: row.state is state)
 
     async def until_gone(self, environment: Environment) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await self.row(environment) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -311,7 +311,7 @@ async def test_what_somebody_else_started_is_stopped(house: House, alice: Caller
         await house.environments.stop(alice, "train")
         await house.until_state(environment, EnvironmentState.STOPPED)
         house.workload(environment).state = State.RUNNING
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while house.workload(environment).state is State.RUNNING:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -355,7 +355,7 @@ async def test_what_could_not_be_given_back_is_given_back_later(house: House, al
     await house.reconciler().act(environment.id)
     await house.put(environment, state=EnvironmentState.FAILED, started=None)
     async with house.running():
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while house.engine.workloads:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         row = await house.row(environment)

@@ -33,7 +33,7 @@ async def running(changes: Changes, act: Act, *keys: str, pause: float = 60.0) -
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

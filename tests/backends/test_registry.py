@@ -38,7 +38,7 @@ async def test_an_engine_that_starts_later_serves_then(
         assert late == {}
         assert caplog.text.count("is not offered") == 1
         sock.symlink_to(BackendSettings().docker.socket)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "docker" not in late:  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.05)
         assert (await late["docker"].check()).startswith("Docker ")

@@ -115,7 +115,7 @@ async def test_slow_storage_closes_the_window(house: House, tmp_path: Path) -> N
     os.truncate(source, 60_000_000)
     house.tree.gate.clear()
     upload = asyncio.create_task(house.sftp(f"put {source} /d/x"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not house.pauses:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     house.tree.gate.set()

@@ -82,7 +82,7 @@ class Client:
 
     async def reply(self) -> tuple[int, Fields]:
         """The next reply's type and what follows its id."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.wire.sent) < 9 or len(self.wire.sent) < self._length():  # noqa: ASYNC110
                 await asyncio.sleep(0)
         length = self._length()

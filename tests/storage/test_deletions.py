@@ -101,7 +101,7 @@ async def fill(datasets: Datasets, shelf: Shelf, caller: Caller, name: str, coun
 
 
 async def gone(shelf: Shelf, deletions: Deletions) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while shelf.objects or await deletions.pending():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

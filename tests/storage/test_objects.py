@@ -248,7 +248,7 @@ async def _ask(port: int, path: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 30)
     except (TimeoutError, ConnectionError):
         return b""
     finally:
@@ -264,7 +264,7 @@ async def _http2_settings(port: int, *, tls: bool) -> bytes:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context if tls else None)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-        answer = await asyncio.wait_for(reader.read(100), 5)
+        answer = await asyncio.wait_for(reader.read(100), 30)
         writer.close()
     except (OSError, TimeoutError):
         return b""

@@ -70,7 +70,7 @@ async def test_idle_readers_do_not_hold_up_uploads(
     assert not writing.done()
     monkeypatch.setattr(reading, "_IDLE", 0.0)
     await engine._progress._tick()
-    await asyncio.wait_for(writing, 5)
+    await asyncio.wait_for(writing, 30)
     await writer.finish()
     for reader in readers:
         content = memory.objects["k"].body

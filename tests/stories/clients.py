@@ -50,7 +50,7 @@ def run(
     return done
 
 
-def eventually(what: Callable[[], object], *, seconds: float = 30.0, pause: float = 0.2) -> Any:
+def eventually(what: Callable[[], object], *, seconds: float = 60.0, pause: float = 0.2) -> Any:
     """The first true value of `what`; its last value in the failure otherwise."""
     deadline = time.monotonic() + seconds
     while not (value := what()):
@@ -307,7 +307,7 @@ class Tmux:
     def resize(self, columns: int, rows: int) -> None:
         run([*self._base, "resize-window", "-x", str(columns), "-y", str(rows)])
 
-    def wait_for(self, pattern: str, *, seconds: float = 30.0) -> str:
+    def wait_for(self, pattern: str, *, seconds: float = 60.0) -> str:
         """The screen as soon as `pattern` is on it."""
         expression = re.compile(pattern)
         deadline = time.monotonic() + seconds

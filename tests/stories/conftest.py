@@ -12,7 +12,7 @@ import pytest
 
 from tests.stories.clients import Environment, Gateway, run
 
-TOTAL_SECONDS = 180
+TOTAL_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

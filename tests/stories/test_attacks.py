@@ -85,7 +85,7 @@ def test_half_open_connections_do_not_pile_up(gateway: Gateway) -> None:
     before = descriptors(gateway)
     with half_open(gateway, 300, "127.0.0.1"):
         assert gateway.ssh("alice", "whoami").returncode == 0
-        eventually(lambda: descriptors(gateway) - before <= 70, seconds=10)  # well before the login grace ends
+        eventually(lambda: descriptors(gateway) - before <= 70, seconds=20)  # well before the login grace ends
     eventually(lambda: descriptors(gateway) - before <= 5)
 
 
@@ -95,7 +95,7 @@ def test_many_addresses_together_have_a_limit_too(gateway: Gateway) -> None:
         for number in range(20, 28):
             stack.enter_context(half_open(gateway, 50, f"127.0.0.{number}"))
         assert gateway.ssh("alice", "whoami").returncode == 0
-        eventually(lambda: descriptors(gateway) - before <= 262, seconds=10)
+        eventually(lambda: descriptors(gateway) - before <= 262, seconds=20)
 
 
 async def test_a_client_that_never_asks_for_the_methods_is_banned_all_the_same(gateway: Gateway) -> None:
@@ -251,7 +251,7 @@ async def test_garbage_in_a_jump_stays_in_it(environment: Environment, garbage: 
         reader, writer = await connection.open_connection(environment.name, 22)
         writer.write(garbage)
         with contextlib.suppress(asyncssh.Error, OSError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await reader.read()
         assert (await connection.run("whoami")).exit_status == 0
 
@@ -263,7 +263,7 @@ async def test_a_locked_user_is_put_out(gateway: Gateway) -> None:
     async with connected(gateway, "dave") as connection:
         assert (await connection.run("whoami")).exit_status == 0
         gateway.ssh("carol", "user", "disable", "dave")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await connection.wait_closed()
     with pytest.raises(asyncssh.Error):
         async with connected(gateway, "dave"):
@@ -280,7 +280,7 @@ async def test_a_key_that_was_taken_away_puts_its_thief_out(gateway: Gateway) ->
         rows = gateway.json("erin", "key", "list")
         fingerprint = next(row["fingerprint"] for row in rows if row["title"] == "erin-stolen")
         assert (await owner.run(f"key remove {fingerprint}")).exit_status == 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await thief.wait_closed()
         assert (await owner.run("whoami")).exit_status == 0
 

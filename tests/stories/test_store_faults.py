@@ -215,9 +215,9 @@ def test_a_stalled_store_stops_only_those_who_send(
         for link in links:
             link.release()
         for _ in range(4):
-            assert b"bob" in gateway.ssh("bob", "whoami", timeout=5).stdout
+            assert b"bob" in gateway.ssh("bob", "whoami", timeout=20).stdout
             assert gateway.json("alice", "upload", "list")
-            assert gateway.ssh("bob", "dataset", "list", timeout=5).returncode == 0
+            assert gateway.ssh("bob", "dataset", "list", timeout=20).returncode == 0
             assert gateway.memory() - before < 128 * MIB
         assert all(client.poll() is None for client in clients)
         store.recover()

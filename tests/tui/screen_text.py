@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from textual.app import App
 from textual.pilot import Pilot
 
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0
 
 
 def lines(app: App[None]) -> list[str]:

@@ -140,7 +140,7 @@ async def test_delete_waits_and_shows_how_far_it_is(desk: Desk, alice: Caller, s
     await desk.run(alice, "dataset create small:v1")
     answer = await desk.run(alice, "dataset delete small --wait --json")
     assert json.loads(answer.out)["finished"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await services.deletions.pending():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     loop.cancel()
