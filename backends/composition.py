@@ -21,6 +21,7 @@ from backends.guest import Guests
 from backends.imports import Imports
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
+from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
@@ -148,6 +149,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             store=store,
             files=files,
             environments=environments,
+            loads=Loads(computes),
             guests=guests,
             computes=computes,
             address=Address(settings.public_host, settings.public_port),

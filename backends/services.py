@@ -14,6 +14,7 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.imports import Imports
+from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
@@ -64,6 +65,7 @@ class Services:
     store: ObjectStore
     files: Files
     environments: Environments
+    loads: Loads
     guests: Guests
     computes: Mapping[str, Compute]
     address: Address = Address()

@@ -26,6 +26,7 @@ from tui.screens.keys import KeysScreen
 from tui.screens.logs import LogsScreen
 from tui.screens.sessions import SessionsScreen
 from tui.screens.uploads import UploadsScreen
+from tui.screens.usage import UsageScreen
 from tui.served import ServedApp
 from tui.terminal import Terminal
 from tui.texts import mark, translator
@@ -39,11 +40,12 @@ _PLACES: dict[str, type[Page]] = {
     "keys": KeysScreen,
     "sessions": SessionsScreen,
     "uploads": UploadsScreen,
+    "usage": UsageScreen,
     "help": HelpScreen,
 }
 _SHORT = {
     "f": "files", "data": "datasets", "t": "datasets", "models": "datasets", "k": "keys", "s": "sessions",
-    "u": "uploads", "h": "help", "?": "help",
+    "u": "uploads", "w": "usage", "stats": "usage", "h": "help", "?": "help",
 }  # fmt: skip
 
 
@@ -127,7 +129,9 @@ class AshoreApp(ServedApp):
                 say(self.screen, self.desk.texts("There is no screen '{name}'.", name=place), trouble=True)
 
         texts = self.desk.texts
-        self.push_screen(Ask(texts, texts("Go to: env, files, data, uploads, keys, sessions, help, quit")), answered)
+        self.push_screen(
+            Ask(texts, texts("Go to: env, files, data, uploads, usage, keys, sessions, help, quit")), answered
+        )
 
     @on(DatasetsScreen.FilesWanted)
     def _browse(self, event: DatasetsScreen.FilesWanted) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Progress = Callable[[str], None]
 """Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
@@ -95,6 +95,18 @@ class Pipe:
     """The last lines that the program wrote to stderr; for errors that people read."""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a running workload takes."""
+
+    cpu: float
+    """Core-seconds since it started."""
+    memory: int
+    """Bytes now, without file cache that the kernel would give back at once."""
+    processes: int
+    """Processes and threads."""
+
+
 class Compute(Protocol):
     """One engine. `name` is its name in the settings."""
 
@@ -141,4 +153,13 @@ class Compute(Protocol):
 
     async def close(self) -> None:
         """Let go of connections; workloads go on."""
+        ...
+
+
+@runtime_checkable
+class HasUsage(Protocol):
+    """An optional power of a compute: it tells what a workload takes."""
+
+    async def usage(self, handle: str) -> Usage | None:
+        """None: it does not run, or is gone. Unavailable: the engine cannot be asked."""
         ...

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from backends.compute import sandbox, sandbox_limits
-from backends.compute.contract import Found, Pipe, Progress, State, Status, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.dial import open_namespace
 from backends.compute.sandbox_process import (
     HELPER_ENVIRONMENT,
@@ -35,6 +35,7 @@ from backends.compute.sandbox_process import (
     stage_folder,
 )
 from backends.compute.sandbox_state import SandboxFolder, SandboxState, boot_id, free_uid, remove, start_time
+from backends.compute.sandbox_usage import usage_of
 from backends.settings import BackendSettings
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
@@ -130,6 +131,12 @@ class LocalCompute:
             os.close(namespace)
             return None
         return namespace
+
+    async def usage(self, handle: str) -> Usage | None:
+        state = await asyncio.to_thread(self._at(handle).read)
+        if state is None or not state.runs:
+            return None
+        return await asyncio.to_thread(usage_of, state.id, state.pid)
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         await self._known(handle)

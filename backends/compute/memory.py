@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.compute.contract import Found, Pipe, Progress, State, Status, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -61,6 +61,8 @@ class MemoryEngine:
         self.workloads: dict[str, Workload] = {}
         self.away = False
         self.fail_start = ""
+        self.usage = Usage(cpu=0.0, memory=0, processes=1)
+        """What every running workload is said to take."""
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -128,6 +130,11 @@ class MemoryCompute:
             return Status(State.UNKNOWN, "the engine does not answer")
         workload = self._engine.workloads.get(handle)
         return Status(State.GONE, _GONE) if workload is None else Status(workload.state)
+
+    async def usage(self, handle: str) -> Usage | None:
+        self._answer()
+        workload = self._engine.workloads.get(handle)
+        return self._engine.usage if workload is not None and workload.state is State.RUNNING else None
 
     async def found(self) -> Sequence[Found]:
         self._answer()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from backends.environments import Request
 from backends.mounts import Choice
 from gateway.commands.context import Context
+from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, size
 from storage.errors import NotFound
@@ -297,5 +298,6 @@ NOUN = Noun(
              examples=("env delete train",)),
         Verb("logs", "show the last lines of an environment's main program", _logs, _name_and_tail,
              examples=("env logs train", "env logs train --tail 1000")),
+        STATS,
     ),
 )  # fmt: skip

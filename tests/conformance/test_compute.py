@@ -8,12 +8,14 @@ import socket
 
 import pytest
 
-from backends.compute.contract import State, WorkloadSpec
+from backends.compute.contract import HasUsage, State, WorkloadSpec
 from storage.errors import BadInput, Conflict, NotFound
 from tests.conformance.conftest import Kit, exchange, run
 
 Up = tuple[Kit, str, WorkloadSpec]
 MEGABYTE = 1_000_000
+_FILL = "x=$(head -c 40000000 /dev/zero | tr '\\0' a)"
+"""Forty megabytes in a shell's variable."""
 
 
 # ---- life --------------------------------------------------------------------------------------------------------
@@ -307,3 +309,33 @@ async def test_closing_after_half_closing(up: Up) -> None:
     pipe.socket.close()
     async with asyncio.timeout(20):
         await pipe.wait()
+
+
+# ---- what it takes -----------------------------------------------------------------------------------------------
+async def test_usage_tells_cores_memory_and_processes(up: Up) -> None:
+    kit, handle, _ = up
+    if not kit.isolates:
+        return
+    assert isinstance(kit.compute, HasUsage)
+    before = await kit.compute.usage(handle)
+    assert before is not None
+    work = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo done"
+    assert await run(kit.compute, handle, work) == (0, b"done\n")
+    pipe = await kit.compute.open_pipe(handle, ["/bin/sh", "-c", f"{_FILL}; echo up; sleep 1000"], {})
+    loop = asyncio.get_running_loop()
+    assert await loop.sock_recv(pipe.socket, 10) == b"up\n"
+    after = await kit.compute.usage(handle)
+    pipe.socket.close()
+    assert after is not None
+    assert after.cpu > before.cpu
+    assert after.processes > before.processes
+    assert after.memory > before.memory + 30 * MEGABYTE
+
+
+async def test_what_does_not_run_takes_nothing(up: Up) -> None:
+    kit, handle, _ = up
+    assert isinstance(kit.compute, HasUsage)
+    await kit.compute.stop(handle, grace=1)
+    assert await kit.compute.usage(handle) is None
+    await kit.compute.delete(handle)
+    assert await kit.compute.usage(handle) is None

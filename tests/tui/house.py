@@ -14,9 +14,11 @@ from typing import Any, cast
 
 from sqlalchemy import update
 
+from backends.compute.contract import Usage as Used
 from backends.environments import Environments
 from backends.services import Address
 from backends.settings import BackendSettings, EnvironmentSettings
+from backends.usage import Loads
 from storage.access import Caller
 from storage.accounts import Accounts
 from storage.assets import Datasets
@@ -89,10 +91,14 @@ class MemoryReader:
 
 
 class TalkingCompute:
-    """A compute that only has a log."""
+    """A compute that only has a log and a usage."""
 
     def __init__(self, log: bytes = b"") -> None:
         self.log = log
+        self.used = Used(cpu=0.0, memory=0, processes=1)
+
+    async def usage(self, handle: str) -> Used:
+        return self.used
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         yield self.log
@@ -146,7 +152,7 @@ class House:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
-        computes = cast("Any", {"docker": self.compute, "local": self.compute})
+        self.computes = computes = cast("Any", {"docker": self.compute, "local": self.compute})
         settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
         self.quotas = Quotas(database, audit, changes)
         self.environments = Environments(database, audit, changes, computes, settings, quotas=self.quotas)
@@ -188,7 +194,8 @@ class House:
             database=self.database, changes=self.changes, accounts=self.accounts,
             quotas=self.quotas, sessions=self.sessions,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
-            environments=self.environments, files=self.files, address=Address("gpu.example.org", 2022),
+            environments=self.environments, loads=Loads(self.computes), files=self.files,
+            address=Address("gpu.example.org", 2022),
         )  # fmt: skip
 
     async def becomes(self, name: str, **values: object) -> None:

@@ -55,6 +55,7 @@ class EnvironmentsScreen(Page):
         Binding("f", "go('files')", mark("Files")),
         Binding("t", "go('datasets')", mark("Data sets")),
         Binding("u", "go('uploads')", mark("Uploads"), show=False),
+        Binding("w", "go('usage')", mark("Usage"), show=False),
         Binding("k", "go('keys')", mark("Keys"), show=False),
         Binding("o", "go('sessions')", mark("Sessions"), show=False),
         Binding("y", "copy", mark("Copy the ssh command"), show=False),
@@ -90,7 +91,7 @@ class EnvironmentsScreen(Page):
             self.names = names
 
     class PlaceWanted(Message):
-        """Somebody wants to go to another screen: files, uploads, keys, sessions."""
+        """Somebody wants to go to another screen: files, uploads, usage, keys, sessions."""
 
         def __init__(self, place: str) -> None:
             super().__init__()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.compute.contract import HostMount, State, Status, WorkloadSpec
+from backends.compute.contract import HostMount, State, Status, Usage, WorkloadSpec
 from backends.settings import DockerSettings
 from storage.errors import BadInput
 
@@ -270,6 +270,20 @@ def status_of(shown: JSON) -> Status:
         return Status(State.STOPPED, "it ran out of memory", code)
     reason = state.get("Error") or (f"its main program ended with status {code}" if code else "it was stopped")
     return Status(State.STOPPED, reason, code)
+
+
+def usage_of(stats: JSON | None) -> Usage | None:
+    """What `GET /containers/<id>/stats` tells, memory counted as `docker stats` does; None: it does not run."""
+    memory = (stats or {}).get("memory_stats") or {}
+    if stats is None or "usage" not in memory:
+        return None
+    known = memory.get("stats") or {}
+    cache = known.get("total_inactive_file", known.get("inactive_file", 0))
+    return Usage(
+        cpu=stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
+        memory=max(0, int(memory["usage"]) - int(cache)),
+        processes=int((stats.get("pids_stats") or {}).get("current") or 0),
+    )
 
 
 def pull_line(image: str, layers: Mapping[str, tuple[int, int]]) -> str:

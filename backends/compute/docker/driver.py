@@ -15,7 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from backends.compute.contract import Found, Pipe, Progress, State, Status, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.dial import open_namespace
 from backends.compute.docker import config
 from backends.compute.docker.config import Place
@@ -118,6 +118,9 @@ class DockerCompute:
             return Status(State.GONE, GONE)
         except AshoreError:
             return Status(State.UNKNOWN, AWAY)
+
+    async def usage(self, handle: str) -> Usage | None:
+        return config.usage_of(await self._engine.stats(handle))
 
     async def network_namespace(self, handle: str) -> int | None:
         if os.geteuid() != 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiodocker import Docker
@@ -21,6 +21,7 @@ from backends.compute.docker.config import JSON, pull_line
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 
+T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
 _CONTROL = aiohttp.ClientTimeout(total=120, sock_connect=5)
@@ -100,6 +101,12 @@ class Engine:
         with translated():
             shown = await _or_none(self.container(name).show())
         return None if shown is None else shown["Config"]["Labels"]
+
+    async def stats(self, name: str) -> JSON | None:
+        """What a container takes, after two looks of the engine, about a second apart; None if there is none."""
+        with translated():
+            found = await _or_none(self.container(name).stats(stream=False))
+        return found[0] if found else None
 
     async def create_container(self, name: str, body: JSON) -> None:
         """Make it unless there is one of this name."""
@@ -200,7 +207,7 @@ def _translate(error: DockerError) -> AshoreError:
     return Unavailable(f"the Docker engine said: {said}")
 
 
-async def _or_none(question: Awaitable[JSON]) -> JSON | None:
+async def _or_none(question: Awaitable[T]) -> T | None:
     try:
         return await question
     except DockerError as error:

@@ -17,6 +17,7 @@ from backends.guest import Guests
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.services import Services
 from backends.settings import BackendSettings, EnvironmentSettings
+from backends.usage import Loads
 from gateway.commands import Context, run
 from gateway.settings import Settings
 from storage.access import Caller
@@ -185,7 +186,7 @@ async def services(
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
         environments=Environments(database, audit, changes, computes, settings, quotas=quotas),
-        guests=guests, computes=computes,
+        loads=Loads(computes), guests=guests, computes=computes,
     )  # fmt: skip
     loop.cancel()
     await uploads.close()

@@ -17,7 +17,6 @@ async def test_create_wait_show_stop_start_restart_delete(desk: Desk, alice: Cal
     assert made.status == 0, made.err
     assert "running" in made.out
     assert "1GiB" in made.out
-    assert "train: " in made.err
     row = json.loads((await desk.run(alice, "env show train --json")).out)
     assert (row["state"], row["cpus"], row["memory"]) == ("running", 2.0, 1024**3)
     assert row["variables"] == ["TOKEN"]
@@ -198,3 +197,19 @@ async def test_what_an_environment_has_is_not_deleted(desk: Desk, alice: Caller,
         answer = await desk.run(alice, f"env create spy --data {name}")
         assert (answer.status, answer.out) == (2, "")
         assert "there is no data set" in answer.err
+
+
+async def test_stats_of_what_runs(desk: Desk, alice: Caller, bob: Caller) -> None:
+    assert json.loads((await desk.run(alice, "env stats --json")).out) == []
+    await desk.run(alice, "env create train --cpu 2 --memory 1GiB --wait")
+    await desk.run(alice, "env create asleep --wait")
+    await desk.run(alice, "env stop asleep --wait")
+    (row,) = json.loads((await desk.run(alice, "env stats --json")).out)
+    assert (row["name"], row["cores"], row["cpus"], row["memory_limit"]) == ("train", 0.0, 2.0, 1024**3)
+    shown = await desk.run(alice, "env stats train")
+    assert (shown.status, "1GiB" in shown.out, "CORES" in shown.out) == (0, True, True)
+    nothing = await desk.run(alice, "env stats asleep")
+    assert (nothing.status, nothing.out) == (0, "")
+    assert "nothing runs" in nothing.err
+    assert (await desk.run(bob, "env stats train.alice")).status == 1
+    assert (await desk.run(bob, "env stats --all")).status == 77

@@ -1,0 +1,90 @@
+"""`env stats`: what running environments take of the machine, once or again and again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backends.usage import Load, Rates
+from gateway.commands.context import Context
+from gateway.commands.output import Row, amount, table, to_json
+from gateway.commands.parsing import Parser, Verb
+
+if TYPE_CHECKING:
+    from storage.records import Environment
+
+_COLUMNS = {
+    "name": "NAME", "owner": "OWNER", "cores": "CORES", "cpus": "OF", "memory": "MEMORY", "memory_limit": "OF",
+    "processes": "PROCESSES",
+}  # fmt: skip
+_LOOK_SECONDS = 2.0
+
+
+async def _stats(context: Context, options: argparse.Namespace) -> None:
+    """Cores take two looks: one now, and one a moment later; with --watch, again and again."""
+    rates = Rates()
+    rates.of(await context.services.loads.of(context.caller, await _measured(context, options)))
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        environments = await _measured(context, options)
+        loads = await context.services.loads.of(context.caller, environments)
+        known = rates.of(loads)
+        rows = [_row(one, loads[one.id], known.get(one.id)) for one in environments if one.id in loads]
+        _show(context, options, rows)
+        if not options.watch:
+            return
+        await context.drain()
+
+
+async def _measured(context: Context, options: argparse.Namespace) -> Sequence[Environment]:
+    environments = context.services.environments
+    if options.name:
+        return [await environments.show(context.caller, options.name)]
+    return await environments.list(context.caller, everybody=options.all)
+
+
+def _show(context: Context, options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    if options.json and options.watch:
+        context.out(json.dumps(json.loads(to_json(rows))) + "\n")
+        return
+    if options.watch and context.has_terminal and context.raw is not None:
+        context.raw("\x1b[H\x1b[J")
+    columns = {key: title for key, title in _COLUMNS.items() if options.all or key != "owner"}
+    shown = rows if options.json else [_texts(row) for row in rows]
+    table(context, shown, columns, as_json=options.json, empty="nothing runs that could be measured")
+    if options.watch and not context.has_terminal:
+        context.out("\n")
+
+
+def _row(environment: Environment, load: Load, cores: float | None) -> Row:
+    return {
+        "id": environment.id,
+        "name": environment.name,
+        "owner": environment.owner_name,
+        "cores": None if cores is None else round(cores, 2),
+        "cpus": environment.cpus or None,
+        "memory": load.memory,
+        "memory_limit": environment.memory or None,
+        "processes": load.processes,
+    }
+
+
+def _texts(row: Row) -> Row:
+    sizes = {key: amount(value) for key in ("memory", "memory_limit") if isinstance(value := row[key], int)}
+    return {**row, **sizes}
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one environment (default: all of yours)")
+    parser.add_argument("--all", action="store_true", help="everybody's (administrators)")
+    parser.add_argument("--watch", action="store_true", help="go on until Ctrl-C; with --json, one line for each look")
+
+
+STATS = Verb(
+    "stats", "show the cores, memory and processes that running environments take", _stats, _arguments,
+    about="Cores are those of the last two seconds. Memory is counted without file cache that can be given back.",
+    examples=("env stats", "env stats train --watch", "env stats --all --json"),
+)  # fmt: skip
