@@ -121,6 +121,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         stack.push_async_callback(guests.close)
         quotas = quotas_of(database, audit, changes, settings.quotas, settings.objects, settings.backends)
         environments = Environments(database, audit, changes, computes, settings.backends, quotas=quotas)
+        await environments.activity.start()
+        stack.push_async_callback(environments.activity.close)
         uploads = Uploads(database, store, audit, changes, settings.objects, quotas=quotas)
         stack.push_async_callback(uploads.close)
         datasets = Datasets(database, audit, changes, store)

@@ -10,7 +10,7 @@ import asyncio
 import posixpath
 import stat as modes
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import asyncssh
@@ -30,12 +30,14 @@ from backends.guest import Guests
 from storage.access import Action, Caller, require
 from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound
 from storage.names import printable
-from storage.records import EnvironmentState
+from storage.records import Environment, EnvironmentState, Lifecycle
 from storage.tree import Node, Reader, Space, Writer
 
 _IDLE = 60.0
 _SORTED = 10_000
 _SHOWN_AT = "/envs"
+_REQUEST = 256
+"""What one operation counts as a sign of life, bytes."""
 
 
 @dataclass(eq=False)
@@ -43,6 +45,8 @@ class _Client:
     """One SFTP channel into an environment, shared by everything that one connection into it carries."""
 
     sftp: asyncssh.SFTPClient
+    presence: ExitStack
+    """Somebody is connected to the environment until it is closed."""
     users: int = 0
     farewell: asyncio.TimerHandle | None = None
 
@@ -54,6 +58,7 @@ class _Place:
     tree: EnvironmentTree
     connection: asyncssh.SSHClientConnection
     client: _Client
+    environment_id: str
     path: bytes
     """Relative to the home directory."""
     shown: str
@@ -69,6 +74,10 @@ class _Place:
     def release(self) -> None:
         self.tree.release(self)
 
+    def count(self, size: int) -> None:
+        """So many bytes were read or written."""
+        self.tree.count(self.environment_id, size)
+
 
 class EnvironmentTree:
     """Home directories of running environments; a `storage.tree.Tree`."""
@@ -81,9 +90,8 @@ class EnvironmentTree:
 
     async def close(self) -> None:
         """End all SFTP channels."""
-        clients = list(self._clients.values())
-        self._clients.clear()
-        for client in clients:
+        for connection, client in list(self._clients.items()):
+            self._forget(connection)
             await _end(client)
 
     async def stat(self, caller: Caller, path: str) -> Node:
@@ -118,7 +126,7 @@ class EnvironmentTree:
         except BaseException:
             place.release()
             raise
-        return RemoteReader(file, node, place.shown, place.release)
+        return RemoteReader(file, node, place.shown, place.release, place.count)
 
     async def open_writer(
         self,
@@ -201,7 +209,7 @@ class EnvironmentTree:
 
     def _retire(self, connection: asyncssh.SSHClientConnection, client: _Client) -> None:
         if client.users == 0 and self._clients.get(connection) is client:
-            del self._clients[connection]
+            self._forget(connection)
             with suppress(OSError, asyncssh.Error):
                 client.sftp.exit()
 
@@ -218,22 +226,32 @@ class EnvironmentTree:
             raise Conflict(f"'{environment.name}' does not run: start it first")
         with translated(shown):
             connection = await self._guests.connect(caller, environment)
-            client = await self._client(connection)
+            client = await self._client(connection, environment)
+        self.count(environment.id, _REQUEST)
         client.users += 1
         if client.farewell is not None:
             client.farewell.cancel()
             client.farewell = None
-        return _Place(self, connection, client, inner, shown)
+        return _Place(self, connection, client, environment.id, inner, shown)
 
-    async def _client(self, connection: asyncssh.SSHClientConnection) -> _Client:
+    def count(self, environment_id: str, size: int) -> None:
+        self._environments.activity.traffic(environment_id, size)
+
+    async def _client(self, connection: asyncssh.SSHClientConnection, environment: Environment) -> _Client:
         async with self._starting:
             for old in [known for known in self._clients if known.is_closed()]:
-                del self._clients[old]
+                self._forget(old)
             client = self._clients.get(connection)
             if client is None:
+                if environment.lifecycle is Lifecycle.EPHEMERAL:
+                    await self._environments.keep(environment)
                 sftp = await connection.start_sftp_client(path_encoding=None)
-                client = self._clients[connection] = _Client(sftp)
+                client = self._clients[connection] = _Client(sftp, ExitStack())
+                client.presence.enter_context(self._environments.activity.presence(environment.id))
             return client
+
+    def _forget(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._clients.pop(connection).presence.close()
 
 
 class _Entered:
@@ -332,7 +350,7 @@ async def _open_writer(place: _Place, *, truncate: bool, exclusive: bool, mtime:
     if present is not None and not truncate:
         file = await place.sftp.open(place.path, asyncssh.FXF_WRITE, encoding=None)
         to = Destination(place.sftp, place.path, place.shown)
-        return RemoteWriter(file, to, place.release, temporary=None, size=present.size, mtime=mtime)
+        return RemoteWriter(file, to, place.release, place.count, temporary=None, size=present.size, mtime=mtime)
     # Written to where a symbolic link leads, so that the link stays one.
     path = place.path if present is None else await _resolved(place)
     to = Destination(place.sftp, path, place.shown, exclusive, None if present is None else present.mode)
@@ -340,7 +358,7 @@ async def _open_writer(place: _Place, *, truncate: bool, exclusive: bool, mtime:
     size = 0 if truncate else await _take_over(place, path, temporary)
     flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | (0 if size else asyncssh.FXF_TRUNC)
     file = await place.sftp.open(temporary, flags, encoding=None)
-    return RemoteWriter(file, to, place.release, temporary=temporary, size=size, mtime=mtime)
+    return RemoteWriter(file, to, place.release, place.count, temporary=temporary, size=size, mtime=mtime)
 
 
 async def _resolved(place: _Place) -> bytes:

@@ -93,8 +93,17 @@ class Destination:
 class RemoteReader:
     """An open file of an environment; a `storage.tree.Reader`."""
 
-    def __init__(self, file: asyncssh.SFTPClientFile, node: Node, shown: str, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        file: asyncssh.SFTPClientFile,
+        node: Node,
+        shown: str,
+        release: Callable[[], None],
+        count: Callable[[int], None],
+    ) -> None:
+        """`count` is told how many bytes pass."""
         self.node = node
+        self._count = count
         self._file = file
         self._shown = shown
         self._release = release
@@ -149,6 +158,7 @@ class RemoteReader:
     async def _fetch(self, offset: int, size: int) -> bytes:
         with translated(self._shown):
             data: bytes = await self._file.read(size, offset)
+        self._count(len(data))
         return data
 
     async def _drop(self) -> None:
@@ -173,6 +183,7 @@ class RemoteWriter:
         file: asyncssh.SFTPClientFile,
         to: Destination,
         release: Callable[[], None],
+        count: Callable[[int], None],
         *,
         temporary: bytes | None,
         size: int,
@@ -181,6 +192,7 @@ class RemoteWriter:
         self._file = file
         self._to = to
         self._release = release
+        self._count = count
         self._temporary = temporary
         self._size = size
         self._mtime = mtime
@@ -204,6 +216,7 @@ class RemoteWriter:
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
         self._size = max(self._size, offset + len(data))
+        self._count(len(data))
 
     async def flush(self) -> None:
         await self._settle()

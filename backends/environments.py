@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
+from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
 from backends.limits import Limits, Machine
 from backends.mounts import Choice, PlannedMount, begin_mounts, mount_variables, plan_mounts
 from backends.settings import BackendSettings
@@ -31,7 +33,7 @@ from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuot
 from storage.names import check_resource, check_user, printable
 from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource, holds
 from storage.quotas import Owner, Quotas, refusals_of
-from storage.records import Environment, EnvironmentState, User, Wish
+from storage.records import Environment, EnvironmentState, Lifecycle, User, Wish
 from storage.uses import Mounted, Uses, mounted
 
 _MOST_LOG_LINES = 10_000
@@ -52,6 +54,7 @@ class Request:
     variables: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[Choice] = ()
     """Data sets and models to see inside; the order of each kind numbers its paths."""
+    lifecycle: LifecycleChoice = LifecycleChoice()
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ class Environments:
         self._settings = settings
         self._clock = clock
         self._uses = Uses(database, clock)
+        self.lifecycle = settings.lifecycle
+        """What life cycles go by where nothing else was chosen."""
+        self.activity = Activity(database, changes, settings.lifecycle, clock)
+        """Where doors tell signs of life."""
 
     @property
     def computes(self) -> Sequence[str]:
@@ -157,11 +164,12 @@ class Environments:
                 owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,
                 memory=request.memory, variables={**request.variables, **mount_variables(plan.mounts)},
-                created=self._clock(),
+                created=self._clock(), lifecycle_from=self._clock(),
             )  # fmt: skip
+            request.lifecycle.apply_to(environment)
             tx.add(environment)
             facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
-            facts |= {"cpus": request.cpus, "memory": request.memory}
+            facts |= {"cpus": request.cpus, "memory": request.memory, "lifecycle": environment.lifecycle.value}
             await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CREATE, thing=request.name, **facts))
             await tx.flush()
             await begin_mounts(tx, self._audit, caller, environment, plan.mounts, self._uses)
@@ -183,6 +191,46 @@ class Environments:
         """Wish it gone with everything in it."""
         return await self._wish(caller, Action.ENVIRONMENT_DELETE, name, Wish.DELETED)
 
+    async def set_lifecycle(self, caller: Caller, name: str, choice: LifecycleChoice) -> Environment:
+        """Choose another life cycle; its times count from now. BadInput: it is not possible, and why."""
+        seen = await self._load(caller, Action.ENVIRONMENT_CHANGE, name)
+        if refusals := choice.refusals():
+            raise BadInput("; ".join(refusals))
+        async with self._database.writing() as tx:
+            environment = await tx.get(Environment, seen.id, with_for_update=True)
+            if environment is None:
+                raise NotFound(f"there is no environment '{seen.name}'")
+            if environment.wish is Wish.DELETED:
+                raise Conflict(f"'{seen.name}' is being deleted")
+            choice.apply_to(environment)
+            environment.lifecycle_from, environment.warned, environment.wish_reason = self._clock(), None, ""
+            environment.version += 1
+            facts = {"lifecycle": choice.lifecycle.value, "owner": environment.owner_name}
+            await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CHANGE, thing=environment.name, **facts))
+        for topic in ("environment", "lifecycle"):
+            self._changes.tell(topic, environment.id)
+        return environment
+
+    def due(self, environment: Environment) -> Due | None:
+        """What its life cycle does next, and when, as things stand."""
+        return due(environment, self.lifecycle, self._clock())
+
+    async def warnings(self, environment_ids: Sequence[str]) -> Mapping[str, str]:
+        """What people in those environments must be told, by ids; for whoever shows them their terminals."""
+        if not environment_ids:
+            return {}
+        warned = (Environment.id.in_(environment_ids), Environment.warned.is_not(None))
+        async with self._database.reading() as tx:
+            rows = (await tx.scalars(select(Environment).where(*warned))).all()
+        moment, settings = self._clock(), self.lifecycle
+        found = {row.id: (row, due(row, settings, moment)) for row in rows}
+        # Where a sign of life came after the warning, it is about to be withdrawn. Nothing is deleted below a terminal.
+        return {
+            key: warning(row, settings, coming, moment)
+            for key, (row, coming) in found.items()
+            if coming is not None and moment >= coming.at - coming.notice and coming.step is not Step.DELETE
+        }
+
     async def open(
         self, caller: Caller, action: Action, name: str, on_progress: Callable[[str], None] | None = None
     ) -> Environment:
@@ -191,6 +239,8 @@ class Environments:
         `on_progress` gets a line at once and with each step, so that an editor sees life within a second.
         """
         environment = await self._load(caller, action, name)
+        if environment.lifecycle is Lifecycle.EPHEMERAL:
+            await self.keep(environment)
         if environment.state is EnvironmentState.RUNNING and environment.wish is Wish.RUNNING:
             return environment
         if environment.wish is Wish.DELETED:
@@ -199,7 +249,21 @@ class Environments:
             environment = await self._wish(caller, Action.ENVIRONMENT_START, name, Wish.RUNNING)
         if on_progress is not None:
             on_progress(f"{environment.name}: starting")
-        return await self.wait(caller, name, on_progress=on_progress)
+        with self.activity.presence(environment.id):
+            return await self.wait(caller, name, on_progress=on_progress)
+
+    async def keep(self, environment: Environment) -> None:
+        """Before somebody goes into an ephemeral one: from here on nothing deletes it below them.
+
+        Conflict: it is too late.
+        """
+        alive = (Environment.id == environment.id, Environment.wish != Wish.DELETED)
+        async with self._database.writing() as tx:
+            kept = await tx.scalar(
+                update(Environment).where(*alive).values(last_used=self._clock()).returning(Environment.id)
+            )
+        if kept is None:
+            raise Conflict(f"'{environment.name}' is being deleted")
 
     async def wait(self, caller: Caller, name: str, on_progress: Callable[[str], None] | None = None) -> Environment:
         """Wait until it is what its owner wished. Unavailable: it failed, and why; TimedOut; NotFound: gone.
@@ -290,7 +354,7 @@ class Environments:
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
         over = refusals_of(caller, quotas, _amounts(cpus, memory, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
-        refusals += over + list(against)
+        refusals += over + list(against) + request.lifecycle.refusals()
         return Plan(request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts)
 
     def _processes(self, compute: str) -> int:
@@ -309,7 +373,7 @@ class Environments:
             )
             raise
 
-    async def _take(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
+    async def take(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
         """OverQuota if what it needs while it runs is too much. Nobody else takes anything until `tx` ends."""
         owner = Owner(environment.owner_id, environment.owner_name, environment.workspace_id)
         await self._quotas.hold(tx, owner)
@@ -335,8 +399,9 @@ class Environments:
             if environment.wish is Wish.DELETED and wish is not Wish.DELETED:
                 raise Conflict(f"'{seen.name}' is being deleted")
             if wish is Wish.RUNNING:
-                await self._take(tx, caller, environment)
-            environment.wish = wish
+                await self.take(tx, caller, environment)
+            environment.wish, environment.wish_reason = wish, ""
+            environment.lifecycle_from, environment.warned = self._clock(), None
             if environment.state is EnvironmentState.FAILED and wish is Wish.RUNNING:
                 environment.state, environment.reason = EnvironmentState.REQUESTED, ""
             if restart:

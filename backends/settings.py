@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from backends.schedule import zone_of
 from storage.settings import Group
 
 
@@ -50,6 +51,37 @@ class EnvironmentSettings(Group):
     """Memory that one environment may ask for, MiB. 0: nine tenths of this machine's."""
     reconcile_seconds: float = 15.0
     """Pause between two looks at everything, seconds; hints wake the loop at once anyway."""
+
+
+class LifecycleSettings(Group):
+    idle_minutes: Annotated[float, Field(gt=0)] = 120.0
+    """An `on-demand` environment sleeps after this time without a sign of life, minutes: no key pressed in a terminal,
+    no output of a program, nothing sent or fetched worth speaking of. `--idle` sets it for one environment."""
+    ephemeral_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """An `ephemeral` environment is deleted this long after its last session ended, minutes."""
+    unused_minutes: Annotated[float, Field(gt=0)] = 1440.0
+    """An `ephemeral` environment that nobody ever entered is deleted after this time, minutes."""
+    warn_minutes: Annotated[float, Field(ge=0)] = 15.0
+    """Before an environment is stopped or deleted by itself, its terminals are told for this long, minutes; at most
+    half of the time that it may be idle."""
+    traffic_kib: Annotated[float, Field(gt=0)] = 16.0
+    """What programs send by themselves, through forwards, SFTP and commands without a terminal, is a sign of life if it
+    is more than this in a minute, KiB. An editor window that nobody touches sends 1 to 2 (a message of 13 bytes every
+    five seconds, both ways, on two connections); one that somebody works in passes this many times in an hour."""
+    timezone: str = "UTC"
+    """Time zone of schedules that name none, such as Europe/Berlin."""
+    look_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """Pause between two looks at what is due, seconds."""
+    write_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """Signs of life are written to the database together, once in this time, seconds. Nothing is stopped or deleted
+    before twice this time has passed, so that no sign is missed."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, name: str) -> str:
+        if zone_of(name) is None:
+            raise ValueError("there is no such time zone: write it like Europe/Berlin")
+        return name
 
 
 class CacheSettings(Group):
@@ -108,3 +140,6 @@ class BackendSettings(Group):
     docker: DockerSettings = DockerSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
     cache: CacheSettings = CacheSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    """When environments are stopped, started or deleted without anybody asking. Which of these rules one goes by is
+    said when it is made: `env create --lifecycle`."""

@@ -26,6 +26,7 @@ from backends.quota_watch import QuotaWatch
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
+from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.imports import ImportReconciler
 from backends.services import Services
 from gateway import tuning
@@ -222,11 +223,17 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.database, services.audit, services.changes, services.accounts, services.files,
         services.imports.vault, house.settings.imports,
     )  # fmt: skip
+    expiry = ExpiryReconciler(
+        services.database, services.audit, services.changes, services.accounts, services.environments,
+        house.settings.backends.lifecycle,
+    )  # fmt: skip
     deletions = DeletionReconciler(services.deletions, services.changes)
     hashes = HashJobs(services.database, services.store, services.changes)
     quotas = QuotaWatch(services.database, services.changes, services.quotas, house.settings.quotas)
     loops = [
         asyncio.create_task(reconciler.run(), name="environments reconciler"),
+        asyncio.create_task(expiry.run(), name="life cycle reconciler"),
+        asyncio.create_task(house.notices.run(services), name="notices in terminals"),
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),

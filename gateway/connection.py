@@ -20,6 +20,7 @@ from gateway.session import ClientSession
 from gateway.target import Target
 from storage.access import Caller
 from storage.audit import Event
+from storage.clock import now
 from storage.errors import AshoreError, NotAllowed
 from storage.records import new_id
 
@@ -39,6 +40,7 @@ class Connection:
         self.caller: Caller | None = None
         self.target: Target | None = None
         self.ssh: asyncssh.SSHServerConnection | None = None
+        self.since = now()
         self.fingerprint = ""
         """Of the key that let it in; empty for jumps, which end with their outer connection."""
         self.forwards = 0

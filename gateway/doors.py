@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from backends.environments import owned
@@ -22,6 +22,7 @@ from gateway.relay import Exit, Relay, Tap
 from gateway.routes import Door, Route
 from gateway.session import ClientSession
 from gateway.sftp import SftpDoor
+from gateway.signs import Signs
 from storage.access import Action, Caller, decide, require
 from storage.errors import NotAllowed
 from storage.records import Environment, SshSession
@@ -143,19 +144,40 @@ async def into_environment(
     services = connection.house.services
     action = {Door.SHELL: Action.SHELL, Door.EXEC: Action.EXEC, Door.SFTP: Action.SFTP}[route.door]
     environment = await services.environments.open(caller, action, name, on_progress=session.say)
+    await services.environments.activity.arrive(environment)
     agent = connection.agent_path if _may_use_agent(caller, environment) else None
     guest = await services.guests.connect(caller, environment, agent_path=agent, owner=connection)
     async with _session_row(
         connection, session, route.door, environment=environment.name, detail=route.command, before=before
     ) as ended:
         async with _tapped(connection, session, environment, route, ended.row) as tap:
-            result = await Relay(session, tap, end_of_output).run(
-                guest,
-                command=route.command if route.door is Door.EXEC else None,
-                subsystem="sftp" if route.door is Door.SFTP else None,
-            )
+            signs = Signs(
+                services.environments.activity, environment.id, tap,
+                has_terminal=session.terminal is not None, is_protocol=route.door is Door.SFTP,
+            )  # fmt: skip
+            with _present(connection, session, environment):
+                result = await Relay(session, signs, end_of_output).run(
+                    guest,
+                    command=route.command if route.door is Door.EXEC else None,
+                    subsystem="sftp" if route.door is Door.SFTP else None,
+                )
         ended(result)
     return result
+
+
+@contextmanager
+def _present(connection: Connection, session: ClientSession, environment: Environment) -> Iterator[None]:
+    """Somebody is in the environment while the block runs, and is told what happens to it if there is a terminal."""
+    house = connection.house
+
+    def say(line: str) -> None:
+        session.say("")  # programs leave the cursor anywhere
+        session.say(line)
+
+    with house.services.environments.activity.presence(environment.id), ExitStack() as stack:
+        if session.terminal is not None:
+            stack.enter_context(house.notices.terminal(environment.id, environment.name, say))
+        yield
 
 
 def _may_use_agent(caller: Caller, environment: Environment) -> bool:

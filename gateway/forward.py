@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import asyncssh
 
 from backends.environments import owned
+from backends.lifecycle import fell_asleep
 from storage.access import Action, Caller, Destination, SocketPath, require
 from storage.audit import Event
 from storage.errors import AshoreError, Unavailable
@@ -62,6 +63,7 @@ class ChannelEnd(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         self.received += len(data)
+        self._forward.carried(len(data))
         if self.other is not None:
             self.other.send(data)
 
@@ -128,6 +130,7 @@ class SocketEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
+        self._forward.carried(len(data))
         if self.other is not None:
             self.other.send(data)
 
@@ -181,10 +184,15 @@ class SocketEnd(asyncio.Protocol):
 class Forward:
     """Both ends of one forwarded connection, and its ledger."""
 
-    def __init__(self, connection: Connection, caller: Caller, environment: str, action: Action, where: str) -> None:
+    def __init__(
+        self, connection: Connection, caller: Caller, environment: Environment, action: Action, where: str
+    ) -> None:
         self._connection = connection
         self._caller = caller
         self._environment = environment
+        self._activity = connection.house.services.environments.activity
+        self._presence = ExitStack()
+        self._presence.enter_context(self._activity.presence(environment.id))
         self._action = action
         self._where = where
         self._started = time.monotonic()
@@ -204,16 +212,21 @@ class Forward:
         far.other, self.client.other = self.client, far
         return far
 
+    def carried(self, size: int) -> None:
+        """So many bytes went through."""
+        self._activity.traffic(self._environment.id, size)
+
     def over(self) -> None:
         """One end is gone, and so is the other; the ledger is written once."""
         if self._over:
             return
         self._over = True
+        self._presence.close()
         self._connection.forwards -= 1
         event = Event.by(
             self._caller,
             self._action,
-            thing=self._environment,
+            thing=self._environment.name,
             to=self._where,
             bytes_in=self.client.received,
             bytes_out=self._far.received if self._far is not None else 0,
@@ -269,7 +282,7 @@ async def _open(
         try:
             caller, target = await connection.identity()
             environment = await _allowed(connection, caller, target.environment, action, thing)
-            forward = Forward(connection, caller, environment.name, action, where)
+            forward = Forward(connection, caller, environment, action, where)
             await join(forward, caller, environment)
         except BaseException:
             if forward is None:
@@ -296,6 +309,9 @@ async def _allowed(
     environment = await environments.show(caller, name)
     require(caller, Action.JUMP, owned(environment))
     require(caller, action, thing(environment))
+    if fell_asleep(environment, connection.since):
+        # A browser left open on a forward asks all day long, and would never let it sleep.
+        raise Unavailable(f"'{environment.name}' sleeps: connect anew to wake it")
     return await environments.open(caller, Action.JUMP, name)
 
 

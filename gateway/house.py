@@ -13,6 +13,7 @@ from backends.services import Services
 from gateway.bans import Bans
 from gateway.channel import Channel
 from gateway.doorstep import Doorstep
+from gateway.notices import Notices
 from gateway.settings import Settings
 from storage.access import Caller
 from storage.errors import AshoreError
@@ -93,5 +94,6 @@ class House:
     bans: Bans
     live: Live
     doorstep: Doorstep
+    notices: Notices = field(default_factory=Notices)
     host_keys: Sequence[str] = ()
     """The gateway's own public keys, `ssh-ed25519 AAAA…`, for lines that people put into known_hosts."""

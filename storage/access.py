@@ -40,6 +40,7 @@ class Action(StrEnum):
     ENVIRONMENT_CREATE = "environment.create"
     ENVIRONMENT_START = "environment.start"
     ENVIRONMENT_STOP = "environment.stop"
+    ENVIRONMENT_CHANGE = "environment.change"
     ENVIRONMENT_DELETE = "environment.delete"
     ENVIRONMENT_LOGS = "environment.logs"
     SHELL = "environment.shell"
@@ -154,7 +155,8 @@ YES = Decision(True)
 _OWN = frozenset(
     {
         Action.ENVIRONMENT_SHOW, Action.ENVIRONMENT_START, Action.ENVIRONMENT_STOP, Action.ENVIRONMENT_DELETE,
-        Action.ENVIRONMENT_LOGS, Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
+        Action.ENVIRONMENT_CHANGE, Action.ENVIRONMENT_LOGS,
+        Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
         Action.UPLOAD_SHOW, Action.UPLOAD_ABORT, Action.IMPORT_SHOW, Action.IMPORT_CANCEL,
         Action.KEY_REMOVE, Action.SESSION_KILL, Action.RECORD_PLAY,
     }

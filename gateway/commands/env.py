@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 import codecs
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backends.environments import Request
+from backends.lifecycle import Due, LifecycleChoice, coming_words, span_words
 from backends.mounts import Choice
 from gateway.commands.context import Context
 from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json
-from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, size
+from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, duration, size
 from storage.errors import NotFound
 from storage.names import printable
-from storage.records import AssetKind
+from storage.records import AssetKind, Lifecycle, Wish
 
 if TYPE_CHECKING:
     from storage.records import Environment
 
 _COLUMNS = {
     "name": "NAME", "owner": "OWNER", "state": "STATE", "compute": "COMPUTE", "image": "IMAGE",
-    "cpus": "CPUS", "memory_text": "MEMORY", "note": "NOTE",
+    "cpus": "CPUS", "memory_text": "MEMORY", "lifecycle": "LIFE CYCLE", "note": "NOTE",
 }  # fmt: skip
 
 
@@ -31,7 +33,7 @@ async def _list(context: Context, options: argparse.Namespace) -> None:
     columns = {key: title for key, title in _COLUMNS.items() if options.all or key != "owner"}
     rows = await _rows(context, environments)
     if not options.json:
-        rows = [{**row, **_texts(one)} for row, one in zip(rows, environments, strict=True)]
+        rows = [{**row, **_texts(context, one)} for row, one in zip(rows, environments, strict=True)]
     empty = "you have no environments yet: ssh gw env create NAME"
     table(context, rows, columns, as_json=options.json, empty=empty)
 
@@ -49,6 +51,8 @@ async def _create(context: Context, options: argparse.Namespace) -> int:
     if options.wait:
         environment = await environments.wait(context.caller, request.name, on_progress=_progress(context))
     await _print(context, environment, options)
+    if environment.lifecycle is Lifecycle.EPHEMERAL:
+        context.err(_farewell(context, environment))
     if not options.wait:
         context.err(f"'ssh gw env show {request.name}' tells how far it is; --wait waits for it\n")
     return 0
@@ -65,11 +69,29 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
         "processes": plan.processes or None,
         "variables": sorted(request.variables),
         "mounts": [_mount(one.kind, one.reference, one.path) for one in plan.mounts],
+        "lifecycle": request.lifecycle.lifecycle.value,
         "possible": not plan.refusals,
         "refusals": list(plan.refusals),
     }
     facts(context, row if as_json else {**row, "mounts": _mounts(row)}, as_json=as_json)
     return 1 if plan.refusals else 0
+
+
+def _farewell(context: Context, environment: Environment) -> str:
+    """What must be known of one that deletes itself."""
+    after = environment.idle_seconds or context.settings.backends.lifecycle.ephemeral_minutes * 60
+    return (
+        f"'{environment.name}' is deleted {span_words(timedelta(seconds=after))} after your last session there ended, "
+        "with everything in it, /gemini/output and your home included: copy what you need before\n"
+    )
+
+
+async def _set(context: Context, options: argparse.Namespace) -> None:
+    environments = context.services.environments
+    environment = await environments.set_lifecycle(context.caller, options.name, _choice(options))
+    await _print(context, environment, options)
+    if environment.lifecycle is Lifecycle.EPHEMERAL:
+        context.err(_farewell(context, environment))
 
 
 async def _start(context: Context, options: argparse.Namespace) -> None:
@@ -125,7 +147,7 @@ async def _logs(context: Context, options: argparse.Namespace) -> None:
         context.out(_log_line(rest))
 
 
-def as_row(environment: Environment, mounts: Sequence[Row] = ()) -> Row:
+def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | None = None) -> Row:
     """What programs get to see of an environment; the values of its variables may be secrets."""
     return {
         "id": environment.id,
@@ -144,15 +166,25 @@ def as_row(environment: Environment, mounts: Sequence[Row] = ()) -> Row:
         "created": environment.created,
         "started": environment.started,
         "last_used": environment.last_used,
+        "lifecycle": environment.lifecycle.value,
+        "start_at": environment.start_at,
+        "stop_at": environment.stop_at,
+        "timezone": environment.timezone,
+        "idle_seconds": environment.idle_seconds or None,
+        "last_active": environment.last_active,
+        "wish_reason": environment.wish_reason,
+        "next_step": coming.step.value if coming else None,
+        "next_at": coming.at if coming else None,
     }
 
 
-def _texts(environment: Environment) -> Row:
-    return {
-        "cpus": _cores(environment.cpus),
-        "memory_text": _memory(environment.memory),
-        "note": environment.progress or environment.reason,
-    }
+def _texts(context: Context, environment: Environment) -> Row:
+    note = environment.progress or environment.reason
+    if not note and environment.wish is not Wish.RUNNING:
+        note = environment.wish_reason
+    if not note and environment.warned and (coming := context.services.environments.due(environment)):
+        note = coming_words(environment, context.settings.backends.lifecycle, coming)
+    return {"cpus": _cores(environment.cpus), "memory_text": _memory(environment.memory), "note": note}
 
 
 async def _print(context: Context, environment: Environment, options: argparse.Namespace) -> None:
@@ -166,7 +198,11 @@ async def _rows(context: Context, environments: Sequence[Environment]) -> list[R
     found = await context.services.environments.mounts(context.caller, environments)
     workspace = context.caller.workspace
     return [
-        as_row(one, [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())])
+        as_row(
+            one,
+            [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())],
+            context.services.environments.due(one),
+        )
         for one in environments
     ]
 
@@ -212,6 +248,13 @@ def _request(options: argparse.Namespace) -> Request:
         memory=options.memory,
         variables=dict(options.env),
         data=tuple(options.data),
+        lifecycle=_choice(options),
+    )
+
+
+def _choice(options: argparse.Namespace) -> LifecycleChoice:
+    return LifecycleChoice(
+        Lifecycle(options.lifecycle), options.start_at, options.stop_at, options.timezone, options.idle
     )
 
 
@@ -242,6 +285,30 @@ def _name_and_tail(parser: Parser) -> None:
     parser.add_argument("--tail", metavar="LINES", type=int, default=200, help="how many lines (default 200)")
 
 
+def _lifecycle(parser: Parser, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--lifecycle", choices=[one.value for one in Lifecycle], default=Lifecycle.PERSISTENT.value, required=required,
+        help="persistent (default): only you stop it; on-demand: sleeps when idle, wakes at login; scheduled: by the "
+        "clock; ephemeral: deleted after its last session, with everything in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--start-at", metavar="CRON", default="", help="scheduled: when it starts, such as '0 8 * * MON-FRI'"
+    )
+    parser.add_argument("--stop-at", metavar="CRON", default="", help="scheduled: when it stops")
+    parser.add_argument(
+        "--timezone", metavar="ZONE", default="", help="of these times, such as Europe/Berlin (default: the operator's)"
+    )
+    parser.add_argument(
+        "--idle", metavar="TIME", type=checked(duration), default=0,
+        help="on-demand, ephemeral: after which time, such as 90m (default: as the operator set)",
+    )  # fmt: skip
+
+
+def _name_and_lifecycle(parser: Parser) -> None:
+    _name(parser)
+    _lifecycle(parser, required=True)
+
+
 def _new(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", default="", help="its name: a-z 0-9 . _ -")
     parser.add_argument("--name", metavar="NAME", dest="name_option", default="", help="the same as the first word")
@@ -266,6 +333,7 @@ def _new(parser: Parser) -> None:
         "--model", metavar="NAME[:VERSION]", type=_model, action="append", dest="data",
         help="a model, at /gemini/pretrain1 and so on; may be repeated",
     )  # fmt: skip
+    _lifecycle(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made, and what forbids it")
     parser.add_argument("--wait", action="store_true", help="return when it runs; progress on stderr")
 
@@ -285,8 +353,16 @@ NOUN = Noun(
                 "env create train --image debian:bookworm --cpu 4 --memory 16GiB --wait",
                 "env create train --data mnist:v1 --model vision/resnet --wait",
                 "env create scratch --compute local --env EDITOR=vim",
+                "env create train --lifecycle on-demand --idle 2h",
+                "env create desk --lifecycle scheduled --start-at '0 8 * * MON-FRI' --stop-at '0 20 * * *'",
+                "env create trial --lifecycle ephemeral --idle 30m",
                 "env create train --image debian:bookworm --dry-run",
             ),
+        ),
+        Verb(
+            "set", "choose another life cycle for an environment", _set, _name_and_lifecycle,
+            about="Its times count from now; what was chosen before is forgotten.",
+            examples=("env set train --lifecycle on-demand", "env set train --lifecycle persistent"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),

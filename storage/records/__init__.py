@@ -11,7 +11,7 @@ from storage.records.asset import (
     VersionState,
 )
 from storage.records.base import Record, new_id
-from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Wish
+from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
 from storage.records.importing import Import, ImportFile, ImportState
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
 from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
@@ -37,6 +37,7 @@ __all__ = [
     "ImportFile",
     "ImportState",
     "Invite",
+    "Lifecycle",
     "Quota",
     "QuotaWarning",
     "Record",

@@ -33,6 +33,19 @@ class Wish(StrEnum):
     DELETED = "deleted"
 
 
+class Lifecycle(StrEnum):
+    """When an environment is started, stopped or deleted without anybody asking."""
+
+    PERSISTENT = "persistent"
+    """Never."""
+    EPHEMERAL = "ephemeral"
+    """Deleted some time after its last session ended, or when nobody came at all."""
+    SCHEDULED = "scheduled"
+    """Started and stopped at times of a clock."""
+    ON_DEMAND = "on-demand"
+    """Stopped when it shows no sign of life; the next login starts it."""
+
+
 class Environment(Record):
     """One environment of one person."""
 
@@ -71,6 +84,25 @@ class Environment(Record):
     created: Mapped[datetime]
     started: Mapped[datetime | None]
     last_used: Mapped[datetime | None]
+    """Somebody was connected then, idle or not; written from time to time while somebody is."""
+    lifecycle: Mapped[Lifecycle] = mapped_column(default=Lifecycle.PERSISTENT)
+    lifecycle_from: Mapped[datetime | None]
+    """Its times count from here: its life cycle was chosen, somebody started or stopped it, or its schedule did."""
+    idle_seconds: Mapped[int] = mapped_column(default=0)
+    """After which an on-demand one sleeps and an ephemeral one is deleted; 0: what the settings say."""
+    start_at: Mapped[str] = mapped_column(String(100), default="")
+    """Cron expression in `timezone`, as `stop_at`; empty: no such time."""
+    stop_at: Mapped[str] = mapped_column(String(100), default="")
+    timezone: Mapped[str] = mapped_column(String(64), default="")
+    """IANA name; empty: what the settings say."""
+    last_active: Mapped[datetime | None]
+    """The last strong sign of life (`backends.activity`); written late, by up to `lifecycle.write_seconds`."""
+    last_typed: Mapped[datetime | None]
+    """Somebody typed in a terminal."""
+    warned: Mapped[datetime | None]
+    """Since when its terminals are told that it will be stopped or deleted; null: they are not."""
+    wish_reason: Mapped[str] = mapped_column(default="")
+    """Why it is wished so, where nobody wished it; empty once somebody does."""
 
 
 class EnvironmentKey(Record):

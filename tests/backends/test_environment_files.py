@@ -16,10 +16,14 @@ from typing import cast
 import asyncssh
 import pytest
 
+from backends.activity import Activity
 from backends.environment_files import EnvironmentTree
 from backends.environments import Environments
 from backends.guest import Guests
+from backends.settings import LifecycleSettings
 from storage.access import Caller
+from storage.changes import Changes
+from storage.database.engine import Database
 from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, Unavailable
 from storage.records import Environment, EnvironmentState
 from storage.tree import Writer
@@ -33,6 +37,7 @@ class Known:
 
     def __init__(self) -> None:
         states = {"train": EnvironmentState.RUNNING, "idle": EnvironmentState.STOPPED}
+        self.activity = Activity(cast("Database", None), Changes(), LifecycleSettings())
         self._all = [
             Environment(id=name, owner_id="u1", owner_name="alice", workspace_id="w1", name=name, compute="local",
                         state=state, created=datetime.now(UTC))

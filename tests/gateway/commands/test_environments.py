@@ -60,6 +60,8 @@ async def test_a_dry_run_says_what_forbids_it(desk: Desk, alice: Caller) -> None
         ("env create Ä", 2),
         ("env create a --memory lots", 2),
         ("env create a --env NOVALUE", 2),
+        ("env create a --lifecycle forever", 2),
+        ("env create a --lifecycle on-demand --idle soon", 2),
         ("env start nothing", 1),
         ("env list --all", 77),
     ],
@@ -87,6 +89,30 @@ async def test_logs(desk: Desk, alice: Caller) -> None:
     await desk.run(alice, "env create train --wait")
     assert (await desk.run(alice, "env logs train")).out == "train is up\n"
     assert json.loads((await desk.run(alice, "env logs train --json")).out)["lines"] == ["train is up"]
+
+
+# ---- life cycles -------------------------------------------------------------------------------------------------
+async def test_a_life_cycle_is_chosen_shown_and_changed(desk: Desk, alice: Caller) -> None:
+    made = await desk.run(alice, "env create nap --lifecycle on-demand --idle 90m --wait --json")
+    row = json.loads(made.out)
+    assert (row["lifecycle"], row["idle_seconds"], row["next_step"]) == ("on-demand", 5400, "sleep")
+    assert "on-demand" in (await desk.run(alice, "env list")).out
+    changed = await desk.run(alice, "env set nap --lifecycle ephemeral --json")
+    row = json.loads(changed.out)
+    assert (row["lifecycle"], row["idle_seconds"], row["next_step"]) == ("ephemeral", None, "delete")
+    assert "'nap' is deleted 30 min after your last session there ended, with everything in it" in changed.err
+    assert (await desk.run(alice, "env set nap")).status == 2
+    refused = await desk.run(alice, "env set nap --lifecycle scheduled --start-at soon")
+    assert (refused.status, "'soon' is no cron expression" in refused.err) == (2, True)
+    assert (await desk.run(alice, "env set nothing --lifecycle persistent")).status == 1
+
+
+async def test_a_dry_run_reads_cron(desk: Desk, alice: Caller) -> None:
+    command = "env create desk --lifecycle scheduled --start-at '{}' --dry-run --json"
+    assert json.loads((await desk.run(alice, command.format("0 8 * * MON-FRI"))).out)["possible"]
+    answer = json.loads((await desk.run(alice, command.format("0 25 * * *"))).out)
+    (refusal,) = answer["refusals"]
+    assert refusal.startswith("'0 25 * * *' is no cron expression")
 
 
 # ---- config ------------------------------------------------------------------------------------------------------
