@@ -9,7 +9,7 @@ from backends.environments import Request
 from storage.access import Caller
 from storage.errors import Unavailable
 from storage.quota_limits import Resource
-from storage.records import Holder
+from storage.records import Holder, Lifecycle
 from tests.tui.conftest import Menu
 from tests.tui.house import House
 from tests.tui.screen_text import assert_fits, assert_harmless, shows, text, until
@@ -183,3 +183,56 @@ async def test_refusals_of_data_in_chinese(menu: Menu) -> None:
         await until(pilot, lambda: can_create(app))
         app.screen.query_one("#datasets", Input).value = "nothing"
         await shows(pilot, "没有名为「nothing」的数据集")
+
+
+@pytest.mark.parametrize(
+    ("language", "labels", "refused", "zone"),
+    [
+        ("en", ("Starts at", "Time zone"), "'soon' is no cron expression", "there is no time zone 'Moon'"),
+        ("zh", ("启动时间", "时区"), "「soon」不是 cron 表达式", "没有时区「Moon」"),
+    ],
+)
+async def test_a_schedule_is_planned_while_typing(
+    menu: Menu, house: House, alice: Caller, language: str, labels: tuple[str, str], refused: str, zone: str
+) -> None:
+    app = menu(language)
+    async with app.run_test(size=(80, 36)) as pilot:
+        await pilot.pause(0.3)
+        await pilot.press("n")
+        await until(pilot, lambda: can_create(app))
+        assert labels[0] not in text(app)
+        app.screen.query_one("#lifecycle", Select).value = "scheduled"
+        await shows(pilot, *labels)
+        await until(pilot, lambda: not can_create(app))
+        app.screen.query_one("#scheduled-start-at", Input).value = "soon"
+        await shows(pilot, refused)
+        app.screen.query_one("#scheduled-start-at", Input).value = "0 8 * * MON-FRI"
+        app.screen.query_one("#scheduled-timezone", Input).value = "Moon"
+        await shows(pilot, zone)
+        app.screen.query_one("#scheduled-timezone", Input).value = "Asia/Shanghai"
+        await until(pilot, lambda: can_create(app))
+        await pilot.press("f2")
+        await shows(pilot, "dev")
+        made = await house.environments.show(alice, "dev")
+        assert (made.lifecycle, made.start_at, made.timezone) == (
+            Lifecycle.SCHEDULED, "0 8 * * MON-FRI", "Asia/Shanghai",
+        )  # fmt: skip
+
+
+async def test_a_time_of_idleness_is_asked_only_where_it_is_used(menu: Menu, house: House, alice: Caller) -> None:
+    app = menu()
+    async with app.run_test(size=(80, 36)) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await until(pilot, lambda: can_create(app))
+        assert "Idle for" not in text(app)
+        app.screen.query_one("#lifecycle", Select).value = "on-demand"
+        await shows(pilot, "Idle for")
+        app.screen.query_one("#on_demand-idle", Input).value = "long"
+        await shows(pilot, "'long' is no length of time")
+        app.screen.query_one("#on_demand-idle", Input).value = "1h30m"
+        await until(pilot, lambda: can_create(app))
+        await pilot.press("f2")
+        await shows(pilot, "dev")
+        made = await house.environments.show(alice, "dev")
+        assert (made.lifecycle, made.idle_seconds) == (Lifecycle.ON_DEMAND, 5400)

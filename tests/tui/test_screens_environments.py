@@ -6,9 +6,11 @@ import pytest
 from textual.widgets import Input
 
 from backends.environments import Request
+from backends.lifecycle import LifecycleChoice
 from storage.access import Caller
+from storage.clock import now
 from storage.errors import Unavailable
-from storage.records import EnvironmentState, Wish
+from storage.records import EnvironmentState, Lifecycle, Wish
 from tests.tui.conftest import Menu
 from tests.tui.house import FakeTerminal, House
 from tests.tui.screen_text import assert_fits, assert_harmless, lines, shows, text, until
@@ -265,3 +267,21 @@ async def test_enter_twice_opens_one_shell(menu: Menu, house: House, alice: Call
         assert terminal.shells == ["train"]
         await pilot.press("enter")
         await until(pilot, lambda: terminal.shells == ["train", "train"])
+
+
+@pytest.mark.parametrize(
+    ("language", "coming", "asleep"),
+    [("en", "on demand, sleeps at", "no sign of life for 2 h"), ("zh", "按需, 将于", "已有 2 小时 没有任何活动")],
+)
+async def test_what_its_life_cycle_does_next_and_why_it_sleeps(
+    menu: Menu, house: House, alice: Caller, language: str, coming: str, asleep: str
+) -> None:
+    await house.environments.create(alice, Request("train", lifecycle=LifecycleChoice(Lifecycle.ON_DEMAND)))
+    await house.becomes("train", state=EnvironmentState.RUNNING, started=now())
+    app = menu(language)
+    async with app.run_test(size=(100, 24)) as pilot:
+        await shows(pilot, "train", coming)
+        assert_fits(app)
+        sleeping = {"state": EnvironmentState.STOPPED, "wish": Wish.STOPPED, "wish_reason": "no sign of life for 2 h"}
+        await house.becomes("train", **sleeping)
+        await shows(pilot, asleep)

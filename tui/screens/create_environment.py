@@ -12,15 +12,18 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import Button, Input, Select
 
 from backends.environments import Plan, Request
+from backends.lifecycle import LifecycleChoice
 from storage.errors import AshoreError, BadInput
 from storage.names import is_resource, printable
-from storage.records import AssetKind
+from storage.records import AssetKind, Lifecycle
 from tui.desk import Desk
 from tui.texts import mark
-from tui.texts.formats import parse_cpus, parse_size, size_words
+from tui.texts.formats import parse_cpus, parse_size, parse_span, size_words
+from tui.texts.lifecycles import LIFECYCLES
 from tui.texts.quotas import quota_words
 from tui.texts.sentences import in_language
 from tui.widgets.line import Plain
@@ -32,7 +35,7 @@ _TAKES_IMAGE = frozenset({"docker"})
 
 
 class CreateEnvironmentScreen(Page):
-    """Name, compute, image, cpus, memory, data sets, models; Enter in any field creates."""
+    """Name, compute, image, cpus, memory, data sets, models, life cycle; Enter in any field creates."""
 
     TITLE_TEXT = mark("New environment")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,6 +65,7 @@ class CreateEnvironmentScreen(Page):
         self._timer: Timer | None = None
         self._is_sending = False
         self._is_fine = False
+        self._shown = Lifecycle.PERSISTENT
 
     def compose_body(self) -> ComposeResult:
         t = self.texts
@@ -86,6 +90,10 @@ class CreateEnvironmentScreen(Page):
                     kind, partial(self._names, kind), id=kind.folder, hint=t("none, or NAME:VERSION, ...")
                 )
                 yield from self._field(kind.folder, label, field)
+            yield from self._field("lifecycle", t("Life cycle"), Select(
+                [(Text(t(word)), lifecycle.value) for lifecycle, word in LIFECYCLES.items()], id="lifecycle",
+                compact=True, allow_blank=False, value=Lifecycle.PERSISTENT.value,
+            ))  # fmt: skip
             yield Plain(id="quotas")
             yield Plain(id="refusals")
             with Horizontal(id="buttons"):
@@ -111,6 +119,34 @@ class CreateEnvironmentScreen(Page):
 
     def _show_fields(self) -> None:
         self.query_one("#image-field").display = self._compute() in _TAKES_IMAGE
+        lifecycle = self._lifecycle()
+        if lifecycle is not self._shown:
+            self._shown = lifecycle
+            self.query(".of-lifecycle").remove()
+            self.query_one("#form").mount_all(self._lifecycle_fields(lifecycle), after="#lifecycle-field")
+
+    def _lifecycle_fields(self, lifecycle: Lifecycle) -> list[Widget]:
+        """What else must be known of it. Made when it is chosen: the form opens while people type already."""
+        t, defaults = self.texts, self.desk.services.environments.lifecycle
+        minutes = defaults.ephemeral_minutes if lifecycle is Lifecycle.EPHEMERAL else defaults.idle_minutes
+        idle = [("idle", t("Idle for"), f"{minutes:g}m")]
+        fields = {
+            Lifecycle.EPHEMERAL: idle,
+            Lifecycle.ON_DEMAND: idle,
+            Lifecycle.SCHEDULED: [
+                ("start-at", t("Starts at"), t("never, or {example}", example="0 8 * * MON-FRI")),
+                ("stop-at", t("Stops at"), t("never, or {example}", example="0 20 * * *")),
+                ("timezone", t("Time zone"), defaults.timezone),
+            ],
+        }.get(lifecycle, [])
+        return [
+            Vertical(
+                Plain(label, classes="label"),
+                Input(id=f"{lifecycle.name.lower()}-{name}", compact=True, max_length=100, placeholder=hint),
+                classes="field of-lifecycle",
+            )
+            for name, label, hint in fields
+        ]
 
     def _plan_soon(self) -> None:
         self._is_fine = False
@@ -151,6 +187,23 @@ class CreateEnvironmentScreen(Page):
         value = self.query_one("#compute", Select).value
         return value if isinstance(value, str) else ""
 
+    def _lifecycle(self) -> Lifecycle:
+        return Lifecycle(str(self.query_one("#lifecycle", Select).value))
+
+    def _choice(self) -> LifecycleChoice:
+        """The life cycle, with the fields that belong to it."""
+        lifecycle = self._lifecycle()
+        if lifecycle is Lifecycle.SCHEDULED:
+            return LifecycleChoice(lifecycle, self._more("start-at"), self._more("stop-at"), self._more("timezone"))
+        if lifecycle is Lifecycle.PERSISTENT:
+            return LifecycleChoice()
+        return LifecycleChoice(lifecycle, idle_seconds=parse_span(self._more("idle")))
+
+    def _more(self, name: str) -> str:
+        """What a field of the life cycle says; empty also while it is not there yet."""
+        found = list(self.query(f"#{self._lifecycle().name.lower()}-{name}").results(Input))
+        return found[-1].value.strip() if found else ""  # those before it are on their way out
+
     def _value(self, name: str) -> str:
         return self.query_one(f"#{name}", Input).value.strip()
 
@@ -164,6 +217,7 @@ class CreateEnvironmentScreen(Page):
             memory=parse_size(self._value("memory")),
             data=self.query_one("#datasets", ReferencesInput).choices
             + self.query_one("#models", ReferencesInput).choices,
+            lifecycle=self._choice(),
         )
 
     async def _names(self, kind: AssetKind) -> list[str]:

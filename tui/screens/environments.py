@@ -20,6 +20,7 @@ from storage.records import Environment, EnvironmentState, Wish
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
+from tui.texts.lifecycles import lifecycle_words
 from tui.texts.quotas import allowed_environments, quota_words
 from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Ask, Confirm
@@ -308,6 +309,8 @@ def _row(texts: Texts, one: Environment, moment: datetime) -> Row:
 def _headline(texts: Texts, one: Environment) -> str:
     """Name, state, and what matters now: why it failed, or how far it has come."""
     news = one.reason if one.state is EnvironmentState.FAILED else one.progress or one.reason
+    if not news and one.wish is not Wish.RUNNING:
+        news = one.wish_reason
     news = in_language(texts, news)
     return "  ".join(part for part in (one.name, state_words(texts, one), news) if part)
 
@@ -318,13 +321,13 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
         texts("{n} cpus", n=f"{one.cpus:g}") if one.cpus else texts("cpus: no limit"),
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
     ]
-    return "\n".join(
-        [
-            "   ".join([one.image or one.compute, *limits]),
-            desk.ssh_command(one.name),
-            desk.jump_command(one.name),
-        ]
-    )
+    lines = [
+        "   ".join([one.image or one.compute, *limits]),
+        lifecycle_words(texts, one, desk.services.environments.due(one)),
+        desk.ssh_command(one.name),
+        desk.jump_command(one.name),
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _greeting(texts: Texts, desk: Desk) -> Text:

@@ -11,6 +11,8 @@ from tui.texts import Texts
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,6})?)\s*([kmgtp]?)i?b?", re.IGNORECASE)
 _UNITS = "kmgtp"
+_SPAN = re.compile(r"(\d{1,6})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _LARGEST = 2**53
 
 
@@ -47,6 +49,15 @@ def parse_cpus(text: str) -> float:
     if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text.strip()):
         raise BadInput(f"'{printable(text, limit=20)}' is not a number of processors: write for example 2 or 0.5")
     return float(text)
+
+
+def parse_span(text: str) -> int:
+    """Seconds of `90m`, `2h`, `1h30m` or `1d`; empty is 0. BadInput otherwise."""
+    clean = text.strip().lower()
+    parts = _SPAN.findall(clean)
+    if "".join(number + unit for number, unit in parts) != clean:
+        raise BadInput(f"'{printable(text, limit=20)}' is no length of time: write for example 30m, 2h or 1h30m")
+    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def age_words(texts: Texts, since: datetime | None, now: datetime) -> str:

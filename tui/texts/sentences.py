@@ -106,9 +106,27 @@ PATTERNS = (
     mark("files and directories go below a version: /{folder}/NAME/VERSION/..."),
     mark("directories can be renamed within one version only"),
     mark("'{path}' has control characters in it"),
+    mark("no sign of life for {span}"),
+    mark("nobody came within {span}"),
+    mark("its last session ended {span} ago"),
+    mark("its schedule: {cron}"),
+    mark("its schedule could not start it: {reason}"),
+    mark("times of start and stop need the life cycle 'scheduled'"),
+    mark("a time of idleness needs the life cycle 'ephemeral' or 'on-demand'"),
+    mark("a time of idleness is between 1 minute and 365 days"),
+    mark("a scheduled environment needs a time of start or stop, such as '0 8 * * MON-FRI'"),
+    mark(
+        "'{text}' is no cron expression: write minute, hour, day of month, month and day of week, "
+        "such as '0 8 * * MON-FRI'"
+    ),
+    mark("'{text}' never comes"),
+    mark("start and stop are at the same time"),
+    mark("there is no time zone '{name}': write it like Europe/Berlin"),
+    mark("'{text}' is no length of time: write for example 30m, 2h or 1h30m"),
     mark("the database is busy or away, please try again"),
     mark("there is no {kind} '{name}'"),
     mark("there is a {kind} '{name}' already"),
+    *(mark("{n} s"), mark("{n} min"), mark("{n} h"), mark("{n} d")),  # inside of others
 )
 _NOUNS = {
     "environment": mark("environment"),
