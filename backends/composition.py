@@ -18,6 +18,7 @@ from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
+from backends.hosts import Hosts
 from backends.imports import Imports
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
@@ -148,6 +149,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             store=store,
             files=files,
             environments=environments,
+            hosts=Hosts(database, audit, changes, settings.backends),
             guests=guests,
             computes=computes,
             address=Address(settings.public_host, settings.public_port),
