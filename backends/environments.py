@@ -125,6 +125,10 @@ class Environments:
         default = self._default_compute()
         return sorted(self._kinds(), key=lambda name: (name != default, name))
 
+    def hosts_of(self, compute: str) -> Sequence[str]:
+        """The hosts of a compute, by name; none for one that is a single machine."""
+        return sorted(host_of(place) for place in self._computes if kind_of(place) == compute and host_of(place))
+
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
         """The caller's environments by name; everybody's for administrators."""
         require(caller, Action.ENVIRONMENT_LIST)
@@ -291,10 +295,6 @@ class Environments:
         """The computes that serve, each once."""
         return tuple(dict.fromkeys(kind_of(place) for place in self._computes))
 
-    def _hosts(self, compute: str) -> Sequence[str]:
-        """Its hosts; none for a compute that is one machine."""
-        return tuple(host_of(place) for place in self._computes if kind_of(place) == compute and host_of(place))
-
     async def _plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
         compute = request.compute or self._default_compute()
         image = request.image
@@ -329,11 +329,11 @@ class Environments:
         )  # fmt: skip
 
     async def _placed(self, tx: Transaction, compute: str, request: Request) -> _Placed:
-        hosts = self._hosts(compute)
+        hosts = self.hosts_of(compute)
         cpus, memory = self.limits.filled(request.cpus, request.memory)
         filled = replace(request, cpus=cpus, memory=memory)
         if request.host and request.host not in hosts:
-            named, offered = printable(request.host, limit=48), ", ".join(sorted(hosts)) or "none"
+            named, offered = printable(request.host, limit=48), ", ".join(hosts) or "none"
             return _Placed(filled, wrong=[f"there is no host '{named}' (offered: {offered})"])
         if not hosts:
             return _Placed(filled, wrong=self.limits.refusals(cpus, memory))
@@ -355,7 +355,7 @@ class Environments:
         await self._reservations.hold(tx, environment.compute)
         has_data = bool(await mounted(tx, [environment.id]))
         ask = Ask(environment.cpus, environment.memory, must_be_here=has_data)
-        hosts = self._hosts(environment.compute)
+        hosts = self.hosts_of(environment.compute)
         if environment.host in hosts:
             against = await self._reservations.objection(tx, environment.compute, environment.host, ask)
         else:

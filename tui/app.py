@@ -22,6 +22,7 @@ from tui.screens.datasets import DatasetsScreen
 from tui.screens.environments import EnvironmentsScreen
 from tui.screens.files import FilesScreen
 from tui.screens.help import HelpScreen
+from tui.screens.hosts import HostsScreen
 from tui.screens.keys import KeysScreen
 from tui.screens.logs import LogsScreen
 from tui.screens.sessions import SessionsScreen
@@ -39,6 +40,7 @@ _PLACES: dict[str, type[Page]] = {
     "keys": KeysScreen,
     "sessions": SessionsScreen,
     "uploads": UploadsScreen,
+    "hosts": HostsScreen,
     "help": HelpScreen,
 }
 _SHORT = {
@@ -127,7 +129,9 @@ class AshoreApp(ServedApp):
                 say(self.screen, self.desk.texts("There is no screen '{name}'.", name=place), trouble=True)
 
         texts = self.desk.texts
-        self.push_screen(Ask(texts, texts("Go to: env, files, data, uploads, keys, sessions, help, quit")), answered)
+        self.push_screen(
+            Ask(texts, texts("Go to: env, files, data, uploads, keys, sessions, hosts, help, quit")), answered
+        )
 
     @on(DatasetsScreen.FilesWanted)
     def _browse(self, event: DatasetsScreen.FilesWanted) -> None:

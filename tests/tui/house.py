@@ -15,6 +15,7 @@ from typing import Any, cast
 from sqlalchemy import update
 
 from backends.environments import Environments
+from backends.hosts import Hosts
 from backends.services import Address
 from backends.settings import BackendSettings, EnvironmentSettings
 from storage.access import Caller
@@ -150,6 +151,7 @@ class House:
         settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
         self.quotas = Quotas(database, audit, changes)
         self.environments = Environments(database, audit, changes, computes, settings, quotas=self.quotas)
+        self.hosts = Hosts(database, audit, changes, settings)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
         self.transfers = Transfers(
@@ -188,7 +190,8 @@ class House:
             database=self.database, changes=self.changes, accounts=self.accounts,
             quotas=self.quotas, sessions=self.sessions,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
-            environments=self.environments, files=self.files, address=Address("gpu.example.org", 2022),
+            environments=self.environments, hosts=self.hosts, files=self.files,
+            address=Address("gpu.example.org", 2022),
         )  # fmt: skip
 
     async def becomes(self, name: str, **values: object) -> None:

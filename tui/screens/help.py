@@ -21,6 +21,7 @@ _KEYS = (
     ("n s x r d", mark("new, start, stop, restart, delete")),
     ("l f u k o", mark("log, files, uploads, SSH keys, open sessions")),
     ("t", mark("data sets and models: publish, share, delete")),
+    ("h", mark("hosts, for administrators")),
     ("/ Esc", mark("filter, show all")),
     (":", mark("go to a screen by name")),
     ("y", mark("copy the line shown")),
