@@ -107,14 +107,14 @@ class EnvironmentSettings(Group):
     """Environments that one person may have, stopped ones included. `quota set --user U --environments N` makes
     exceptions."""
     default_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """Cores of environments that name none. 0: half of this machine's, and at least two where it has them."""
+    """Cores of environments that name none. 0: half of their machine's, and at least two where it has them."""
     default_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Memory of environments that name none, MiB. 0: a quarter of this machine's, and at least 512 MiB. Nothing runs
+    """Memory of environments that name none, MiB. 0: a quarter of their machine's, and at least 512 MiB. Nothing runs
     without a limit: one program must not take the machine away from everybody."""
     most_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """Cores that one environment may ask for. 0: all that this machine has."""
+    """Cores that one environment may ask for. 0: all that its machine has."""
     most_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Memory that one environment may ask for, MiB. 0: nine tenths of this machine's."""
+    """Memory that one environment may ask for, MiB. 0: nine tenths of its machine's."""
     reconcile_seconds: float = 15.0
     """Pause between two looks at everything, seconds; hints wake the loop at once anyway."""
 

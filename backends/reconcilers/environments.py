@@ -7,6 +7,7 @@ have done already. Who may wish what is `backends.environments`' business; how a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
@@ -93,6 +94,8 @@ class EnvironmentReconciler:
         self._began: dict[str, float] = {}
         self._orphans: set[str] = set()
         self._asked: dict[str, asyncio.Task[Sequence[Found]]] = {}
+        self._late: set[str] = set()
+        """Places whose engine was too slow at the last look."""
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_PER_PLACE))
         self._loop = ReconcilerLoop(
             "environment", TOPIC, changes=changes, look=self.look, act=self.act,
@@ -128,15 +131,18 @@ class EnvironmentReconciler:
         for place, compute in tuple(self._computes.items()):
             if place not in self._asked:
                 self._asked[place] = asyncio.create_task(_ask(compute), name=f"what {place} has")
-        if self._asked:
-            await asyncio.wait(self._asked.values(), timeout=_PATIENCE_SECONDS)
-        done = {place: self._asked.pop(place) for place, task in tuple(self._asked.items()) if task.done()}
-        answers = {}
-        for place, task in done.items():
-            try:
-                answers[place] = task.result()
-            except (AshoreError, TimeoutError):
+        # An engine that hangs is waited for once; the others, and the hints, must not wait for it at every look.
+        if prompt := [task for place, task in self._asked.items() if place not in self._late]:
+            await asyncio.wait(prompt, timeout=_PATIENCE_SECONDS)
+        answers: dict[str, Sequence[Found]] = {}
+        for place, task in tuple(self._asked.items()):
+            if not task.done():
+                self._late.add(place)
                 continue
+            del self._asked[place]
+            with contextlib.suppress(AshoreError, TimeoutError):
+                answers[place] = task.result()
+                self._late.discard(place)
         return answers
 
     def _report_orphans(self, compute: str, found: Sequence[Found], rows: Sequence[Environment]) -> None:

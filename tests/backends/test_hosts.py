@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from backends.compute.contract import Found
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine
 from backends.compute.places import Capacity
 from backends.environments import Environments, Request
@@ -268,6 +269,28 @@ async def test_what_failed_on_a_silent_host_keeps_its_room_until_the_host_can_be
         engine.away = False
         await house.until("a", lambda row: not row.reserves)
         assert not engine.workloads
+
+
+async def test_an_engine_that_hangs_holds_nobody_up(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and never answers: the look would wait for it, and so would every hint."""
+    hang = asyncio.Event()
+
+    async def found(compute: MemoryCompute) -> list[Found]:
+        if compute is house.computes["docker/far"]:
+            await hang.wait()
+        return []
+
+    monkeypatch.setattr(MemoryCompute, "found", found)
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.05)
+    await house.make(alice, "a", host="far")
+    await house.make(alice, "b", host="near")
+    async with house.running():
+        await house.until_state("b", EnvironmentState.RUNNING)
+        await house.environments.stop(alice, "b")
+        await house.until_state("b", EnvironmentState.STOPPED)
+        hang.set()
 
 
 async def test_a_few_missing_signs_are_forgiven(house: House, admin: Caller) -> None:
