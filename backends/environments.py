@@ -340,8 +340,9 @@ class Environments:
         ask = Ask(request.cpus, request.memory, must_be_here=bool(request.data))
         found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
         if found.offer is None:
-            why = found.sentence.split("; ")
-            return _Placed(filled, wrong=why) if found.is_never else _Placed(filled, no_room=why)
+            if found.is_never:
+                return _Placed(filled, wrong=found.sentence.split("; "))
+            return _Placed(filled, no_room=[found.sentence])
         need = found.offer.need
         return _Placed(replace(request, cpus=need.cpus, memory=need.memory), found.offer.room.host)
 

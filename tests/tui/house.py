@@ -147,10 +147,10 @@ class House:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
-        computes = cast("Any", {"docker": self.compute, "local": self.compute})
+        self.computes: dict[str, Any] = {"docker": self.compute, "local": self.compute}
         settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
         self.quotas = Quotas(database, audit, changes)
-        self.environments = Environments(database, audit, changes, computes, settings, quotas=self.quotas)
+        self.environments = Environments(database, audit, changes, self.computes, settings, quotas=self.quotas)
         self.hosts = Hosts(database, audit, changes, settings)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []

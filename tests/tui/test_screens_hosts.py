@@ -49,6 +49,23 @@ async def test_a_host_is_drained_and_resumed(menu: Menu, house: House, alice: Ca
         await shows(pilot, "Environments")
 
 
+async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice: Caller) -> None:
+    """With several hosts, defaults and refusals are those of the host that would be chosen."""
+    house.computes |= {"docker/gpu1": house.compute, "docker/gpu2": house.compute}
+    await add(house, "gpu1", memory=12 * GIB)
+    await add(house, "gpu2", is_drained=True, drain_reason="cards")
+    app = menu()
+    async with app.run_test(size=(110, 30), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, "Host: gpu1", "3 GiB")
+        await pilot.press("f2")
+        await shows(pilot, "dev", "requested", "on gpu1")
+        await house.hosts.drain_by_operator("gpu1")
+        await pilot.press("n")
+        await shows(pilot, "no available host (gpu1: in maintenance, gpu2: in maintenance, cards)")
+
+
 async def test_others_are_not_shown_it(menu: Menu, house: House) -> None:
     await add(house, "gpu1")
     app = menu()
