@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from backends.compute.docker.driver import DockerCompute
 from backends.environments import Environments, Request
@@ -27,7 +29,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import NotFound
-from storage.records import Environment, EnvironmentState, HostState
+from storage.records import Environment, EnvironmentState, HostState, Workspace
 from storage.vault import Vault
 from tests.conformance.docker_hosts import ENGINE, Cuttable
 
@@ -72,6 +74,8 @@ async def line(tmp_path: Path) -> AsyncIterator[Cuttable]:
 async def house(
     database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, guest: Path, line: Cuttable, alice: Caller
 ) -> AsyncIterator[House]:
+    async with database.writing() as tx:  # a network of its own, whoever else uses this engine
+        await tx.execute(update(Workspace).values(name=f"team-{secrets.token_hex(4)}"))
     house = House(database, audit, changes, data_dir, guest, line.path)
     await house.watch.look()
     loops = [asyncio.create_task(house.reconciler.run()), asyncio.create_task(house.watch.run())]
@@ -98,8 +102,8 @@ async def _until(test: Callable[[], Awaitable[bool]]) -> None:
 async def test_each_host_by_itself(house: House, line: Cuttable, alice: Caller, admin: Caller) -> None:
     """One host is cut off: the other is served as before, nothing is lost, and it comes back without hands."""
     for name in ("near", "far"):
+        # One after the other: it is one engine, and two hosts that make the same network at once make it twice.
         await house.environments.create(alice, Request(name, host=name, cpus=1, memory=256 * MIB))
-    for name in ("near", "far"):
         row = await house.environments.wait(alice, name)
         link = await house.guests.connect(alice, row)
         assert (await link.run("echo kept > file; id -un")).stdout == "developer\n"
