@@ -18,6 +18,7 @@ from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
+from backends.hosts import Hosts
 from backends.imports import Imports
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
@@ -152,6 +153,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             files=files,
             environments=environments,
             loads=Loads(computes),
+            hosts=Hosts(database, audit, changes, settings.backends),
             guests=guests,
             computes=computes,
             address=Address(settings.public_host, settings.public_port),

@@ -19,9 +19,11 @@ from sqlalchemy import select, update
 from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
+from backends.compute.places import host_of, kind_of, place_of
 from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
 from backends.limits import Limits, Machine
 from backends.mounts import Choice, PlannedMount, begin_mounts, mount_variables, plan_mounts
+from backends.reservations import Ask, Reservations
 from backends.settings import BackendSettings
 from storage.access import Action, Caller, Destination, Owned, require
 from storage.audit import AuditTrail, Event
@@ -55,6 +57,8 @@ class Request:
     data: Sequence[Choice] = ()
     """Data sets and models to see inside; the order of each kind numbers its paths."""
     lifecycle: LifecycleChoice = LifecycleChoice()
+    host: str = ""
+    """Of a compute that has several; empty: one that has room."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,21 @@ class Plan:
     processes: int = 0
     """Processes and threads that it may have; 0: its compute does not say."""
     mounts: Sequence[PlannedMount] = ()
+    host: str = ""
+    """The host that it would get; empty for a compute without hosts."""
+    no_room: Sequence[str] = ()
+    """Those refusals that say that no host has room for it now."""
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A request with the CPUs and the memory that it gets, and its host; or why there is none."""
+
+    request: Request
+    host: str = ""
+    no_room: Sequence[str] = ()
+    wrong: Sequence[str] = ()
+    """What can never be."""
 
 
 class Environments:
@@ -97,7 +116,8 @@ class Environments:
             database, audit, changes, environments=settings.environments.limit_per_user, clock=clock
         )
         self.limits = Limits.of(settings.environments, Machine.here())
-        """What one environment gets, and may have."""
+        """What one environment gets, and may have, on this machine. On a host it depends on that host."""
+        self._reservations = Reservations(settings)
         self._settings = settings
         self._clock = clock
         self._uses = Uses(database, clock)
@@ -110,7 +130,11 @@ class Environments:
     def computes(self) -> Sequence[str]:
         """Names of the computes that serve, the default first."""
         default = self._default_compute()
-        return sorted(self._computes, key=lambda name: (name != default, name))
+        return sorted(self._kinds(), key=lambda name: (name != default, name))
+
+    def hosts_of(self, compute: str) -> Sequence[str]:
+        """The hosts of a compute, by name; none for one that is a single machine."""
+        return sorted(host_of(place) for place in self._computes if kind_of(place) == compute and host_of(place))
 
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
         """The caller's environments by name; everybody's for administrators."""
@@ -157,6 +181,7 @@ class Environments:
     async def _create(self, caller: Caller, request: Request) -> Environment:
         async with self._database.writing() as tx:
             await self._quotas.hold(tx, Owner.of(caller))
+            await self._reservations.hold(tx, request.compute or self._default_compute())
             plan = await self._plan(tx, caller, request)
             _refuse(plan)
             request = plan.request
@@ -164,11 +189,12 @@ class Environments:
                 owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,
                 memory=request.memory, variables={**request.variables, **mount_variables(plan.mounts)},
-                created=self._clock(), lifecycle_from=self._clock(),
+                host=plan.host, reserves=bool(plan.host), created=self._clock(), lifecycle_from=self._clock(),
             )  # fmt: skip
             request.lifecycle.apply_to(environment)
             tx.add(environment)
             facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
+            facts |= {"host": plan.host} if plan.host else {}
             facts |= {"cpus": request.cpus, "memory": request.memory, "lifecycle": environment.lifecycle.value}
             await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CREATE, thing=request.name, **facts))
             await tx.flush()
@@ -298,7 +324,7 @@ class Environments:
         OSError: nothing listens there.
         """
         require(caller, Action.FORWARD_TCP, Destination(owned(environment), host, port))
-        compute = self._computes.get(environment.compute)
+        compute = self._computes.get(place_of(environment.compute, environment.host))
         if not isinstance(compute, HasNamespace):
             return None
         namespace = await compute.network_namespace(environment.handle)
@@ -312,9 +338,10 @@ class Environments:
     async def logs(self, caller: Caller, name: str, *, tail: int = 200) -> AsyncIterator[bytes]:
         """The last lines of its main program."""
         environment = await self._load(caller, Action.ENVIRONMENT_LOGS, name)
-        compute = self._computes.get(environment.compute)
+        place = place_of(environment.compute, environment.host)
+        compute = self._computes.get(place)
         if compute is None:
-            raise Unavailable(f"the compute '{environment.compute}' is not there now")
+            raise Unavailable(f"the compute '{place}' is not there now")
         if not environment.handle:
             return
         async for piece in compute.logs(environment.handle, tail=min(max(tail, 0), _MOST_LOG_LINES)):
@@ -325,7 +352,12 @@ class Environments:
         wanted = self._settings.environments.default_compute
         if wanted:
             return wanted
-        return "docker" if "docker" in self._computes else next(iter(self._computes), "")
+        kinds = self._kinds()
+        return "docker" if "docker" in kinds else next(iter(kinds), "")
+
+    def _kinds(self) -> Sequence[str]:
+        """The computes that serve, each once."""
+        return tuple(dict.fromkeys(kind_of(place) for place in self._computes))
 
     async def _plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
         compute = request.compute or self._default_compute()
@@ -341,21 +373,65 @@ class Environments:
             )
             if taken:
                 refusals.append(f"you have an environment '{request.name}' already")
-        if compute not in self._computes:
+        if compute not in self._kinds():
             offered = ", ".join(self.computes) or "none serves now"
             refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
         if compute == "local" and image:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
         if compute == "docker" and not image:
             image = self._settings.docker.default_image
-        cpus, memory = self.limits.filled(request.cpus, request.memory)
-        request = replace(request, cpus=cpus, memory=memory)
-        refusals += self.limits.refusals(cpus, memory) + _check_variables(request)
+        placed = await self._placed(tx, compute, request)
+        request = placed.request
+        refusals += [*placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
-        over = refusals_of(caller, quotas, _amounts(cpus, memory, is_new=True))
+        over = refusals_of(caller, quotas, _amounts(request.cpus, request.memory, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
         refusals += over + list(against) + request.lifecycle.refusals()
-        return Plan(request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts)
+        return Plan(
+            request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts,
+            host=placed.host, no_room=placed.no_room,
+        )  # fmt: skip
+
+    async def _placed(self, tx: Transaction, compute: str, request: Request) -> _Placed:
+        hosts = self.hosts_of(compute)
+        cpus, memory = self.limits.filled(request.cpus, request.memory)
+        filled = replace(request, cpus=cpus, memory=memory)
+        if request.host and request.host not in hosts:
+            named, offered = printable(request.host, limit=48), ", ".join(hosts) or "none"
+            return _Placed(filled, wrong=[f"there is no host '{named}' (offered: {offered})"])
+        if not hosts:
+            return _Placed(filled, wrong=self.limits.refusals(cpus, memory))
+        ask = Ask(request.cpus, request.memory, must_be_here=bool(request.data))
+        found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
+        if found.offer is None:
+            if found.is_never:
+                return _Placed(filled, wrong=found.sentence.split("; "))
+            return _Placed(filled, no_room=[found.sentence])
+        need = found.offer.need
+        return _Placed(replace(request, cpus=need.cpus, memory=need.memory), found.offer.room.host)
+
+    async def _reserve(self, tx: Transaction, environment: Environment) -> None:
+        """Take room on its host again. Unavailable: there is none now.
+
+        It stays where its home is; one that was never made may go elsewhere.
+        """
+        if not environment.host or environment.reserves:
+            return
+        await self._reservations.hold(tx, environment.compute)
+        has_data = bool(await mounted(tx, [environment.id]))
+        ask = Ask(environment.cpus, environment.memory, must_be_here=has_data)
+        hosts = self.hosts_of(environment.compute)
+        if environment.host in hosts:
+            against = await self._reservations.objection(tx, environment.compute, environment.host, ask)
+        else:
+            against = "it is not in the settings"
+        if against and environment.started is None and not environment.handle:
+            found = await self._reservations.choose(tx, environment.compute, hosts, ask)
+            if found.offer is not None:
+                environment.host, against = found.offer.room.host, ""
+        if against:
+            raise Unavailable(f"'{environment.name}' cannot start on its host {environment.host} now ({against})")
+        environment.reserves = True
 
     def _processes(self, compute: str) -> int:
         settings = self._settings
@@ -374,7 +450,14 @@ class Environments:
             raise
 
     async def take(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
-        """OverQuota if what it needs while it runs is too much. Nobody else takes anything until `tx` ends."""
+        """What it needs while it runs, of its owner's quota and of a host. Nobody else takes anything until `tx` ends.
+
+        OverQuota: the quota does not allow it. Unavailable: its host has no room now.
+        """
+        await self._take_of_quota(tx, caller, environment)
+        await self._reserve(tx, environment)
+
+    async def _take_of_quota(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
         owner = Owner(environment.owner_id, environment.owner_name, environment.workspace_id)
         await self._quotas.hold(tx, owner)
         held = holds(environment)
@@ -483,4 +566,6 @@ def _refuse(plan: Plan) -> None:
         raise AlreadyExists(sentence)
     if set(plan.refusals) <= set(plan.over_quota):
         raise OverQuota(sentence)
+    if set(plan.refusals) <= set(plan.no_room):
+        raise Unavailable(sentence)
     raise BadInput(sentence)

@@ -20,6 +20,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from backends.compute.contract import Compute, Pipe
+from backends.compute.places import place_of
 from backends.guest_files import ENTER, LOGIN_USER, guest_files
 from storage.access import Caller
 from storage.changes import Changes
@@ -195,9 +196,10 @@ class Guests:
         raise AssertionError("unreachable")
 
     async def _dial_once(self, environment: Environment, agent_path: str | None) -> asyncssh.SSHClientConnection:
-        compute = self._computes.get(environment.compute)
+        place = place_of(environment.compute, environment.host)
+        compute = self._computes.get(place)
         if compute is None:
-            raise Unavailable(f"the compute '{environment.compute}' is not there now")
+            raise Unavailable(f"the compute '{place}' is not there now")
         options = await self._options(environment, agent_path)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):

@@ -13,6 +13,7 @@ from backends.compute.contract import Compute
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
+from backends.hosts import Hosts
 from backends.imports import Imports
 from backends.usage import Loads
 from storage.accounts import Accounts
@@ -66,8 +67,10 @@ class Services:
     files: Files
     environments: Environments
     loads: Loads
+    hosts: Hosts
     guests: Guests
     computes: Mapping[str, Compute]
+    """By place: `local`, `docker/here`, `docker/gpu2`."""
     address: Address = Address()
     objects: ObjectSettings = ObjectSettings()
     """How the object store is reached, also when it is our own child; for the probe of `doctor`."""

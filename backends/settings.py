@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from backends.schedule import zone_of
+from storage.names import is_resource
 from storage.settings import Group
 
 
@@ -15,6 +17,48 @@ class LocalSettings(Group):
     """Offer `local`: bubblewrap sandboxes on this machine."""
     pids_limit: int = 4096
     """Processes and threads in one sandbox."""
+
+
+class DockerHostSettings(Group):
+    url: str
+    """`unix:///var/run/docker.sock`, `ssh://USER@HOST[:PORT][/SOCKET]` or `tcp://HOST:PORT` (with TLS)."""
+    host_key: str = ""
+    """For ssh: the server's public key, `ssh-ed25519 AAAA...`, as in its /etc/ssh/ssh_host_ed25519_key.pub."""
+    key_file: str = ""
+    """For ssh: our private key, without a passphrase. For tcp: the key of `cert_file`."""
+    ca_file: str = ""
+    """For tcp: PEM file with the authority that signed the engine's certificate. Empty: the system's authorities."""
+    cert_file: str = ""
+    """For tcp: PEM file with our certificate, by which the engine knows us."""
+    insecure: bool = False
+    """For tcp: without TLS. Whoever reaches that port is root on that machine."""
+    cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Cores to share out. 0: all that the machine has."""
+    memory_mib: Annotated[int, Field(ge=0)] = 0
+    """Memory to share out, MiB. 0: all that the machine has."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        parts = urlsplit(self.url)
+        try:
+            port_is_fine = parts.port is None or parts.port > 0
+        except ValueError:
+            port_is_fine = False
+        if parts.scheme not in ("unix", "ssh", "tcp") or not port_is_fine or parts.password or parts.query:
+            raise ValueError("url must be unix:///PATH, ssh://USER@HOST[:PORT] or tcp://HOST:PORT")
+        if parts.scheme == "unix" and (parts.netloc or not parts.path.startswith("/")):
+            raise ValueError("write unix:///PATH with three slashes")
+        if parts.scheme == "ssh" and not (parts.username and parts.hostname and self.host_key and self.key_file):
+            raise ValueError("ssh:// needs USER@HOST, host_key and key_file")
+        if parts.scheme == "tcp" and not parts.hostname:
+            raise ValueError("tcp:// needs HOST:PORT")
+        if parts.scheme == "tcp" and not self.insecure and not (self.cert_file and self.key_file):
+            raise ValueError("tcp:// needs cert_file and key_file, or insecure = true in a closed network")
+        return self
+
+
+HERE = "here"
+"""Name of the one Docker host of a house that names none."""
 
 
 class DockerSettings(Group):
@@ -28,6 +72,29 @@ class DockerSettings(Group):
     """Processes and threads in one container."""
     shm_mib: int = 1024
     """Size of /dev/shm, MiB; data loaders of PyTorch need far more than Docker's 64."""
+    hosts: dict[str, DockerHostSettings] = {}
+    """Machines that run environments, each with a Docker engine. Empty: one, named `here`, behind `socket`. With a
+    table, that one is in it only if you write it down: `[backends.docker.hosts.here]`."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _has_names(cls, value: dict[str, DockerHostSettings]) -> dict[str, DockerHostSettings]:
+        for name in value:
+            if not is_resource(name):
+                raise ValueError("a host's name is 1 to 48 of a-z 0-9 . _ - and begins and ends with a letter or digit")
+        return value
+
+
+class PlacementSettings(Group):
+    policy: Literal["least-used", "pack", "spread"] = "least-used"
+    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores
+    and memory left. `pack`: the one with least left, so that others stay empty for large ones. `spread`: the one with
+    the fewest environments."""
+    cpu_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
+    """How many times a host's cores may be promised: most programs do not use theirs all the time. Memory is promised
+    once."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Every host is asked for a sign of life after this time, seconds; after three without an answer it is offline."""
 
 
 class EnvironmentSettings(Group):
@@ -41,14 +108,14 @@ class EnvironmentSettings(Group):
     """Environments that one person may have, stopped ones included. `quota set --user U --environments N` makes
     exceptions."""
     default_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """Cores of environments that name none. 0: half of this machine's, and at least two where it has them."""
+    """Cores of environments that name none. 0: half of their machine's, and at least two where it has them."""
     default_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Memory of environments that name none, MiB. 0: a quarter of this machine's, and at least 512 MiB. Nothing runs
+    """Memory of environments that name none, MiB. 0: a quarter of their machine's, and at least 512 MiB. Nothing runs
     without a limit: one program must not take the machine away from everybody."""
     most_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """Cores that one environment may ask for. 0: all that this machine has."""
+    """Cores that one environment may ask for. 0: all that its machine has."""
     most_memory_mib: Annotated[int, Field(ge=0)] = 0
-    """Memory that one environment may ask for, MiB. 0: nine tenths of this machine's."""
+    """Memory that one environment may ask for, MiB. 0: nine tenths of its machine's."""
     reconcile_seconds: float = 15.0
     """Pause between two looks at everything, seconds; hints wake the loop at once anyway."""
 
@@ -138,6 +205,7 @@ class ImportSettings(Group):
 class BackendSettings(Group):
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
+    placement: PlacementSettings = PlacementSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
     cache: CacheSettings = CacheSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.compute.contract import Compute, HasUsage
+from backends.compute.places import place_of
 from backends.environments import owned
 from storage.access import Action, Caller, require
 from storage.errors import AshoreError
@@ -50,7 +51,7 @@ class Loads:
         return {one.id: load for one, load in zip(running, found, strict=True) if load is not None}
 
     async def _one(self, environment: Environment, gate: asyncio.Semaphore) -> Load | None:
-        compute = self._computes.get(environment.compute)
+        compute = self._computes.get(place_of(environment.compute, environment.host))
         if not isinstance(compute, HasUsage):
             return None
         try:

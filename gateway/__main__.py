@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     guest = _group(commands, "guest", "the SSH server that is brought into environments")
     _add(guest, "build", "care:guest_build", "copy this machine's OpenSSH server into the data directory")
     _add_quotas(commands)
+    _add_hosts(commands)
     _add_replay(commands)
     audit = _group(commands, "audit", "the trail of everything that was done")
     _add(audit, "verify", "trail:audit_verify", "check that nothing was changed or removed")
@@ -159,6 +160,18 @@ def _add_quotas(commands: Commands) -> None:
             f"--{resource}", metavar="AMOUNT", type=_quota(resource), default=None,
             help="a number or a size such as 16GiB, 'unlimited', or 'default'",
         )  # fmt: skip
+
+
+def _add_hosts(commands: Commands) -> None:
+    hosts = _group(commands, "host", "the machines that run environments")
+    listed = _add(hosts, "list", "hosts:show", "list all hosts, with what is reserved of them")
+    drain = _add(hosts, "drain", "hosts:drain", "let nothing new start on a host; what runs goes on")
+    drain.add_argument("--reason", metavar="WORDS", default="", help="shown to everybody who is turned away")
+    resume = _add(hosts, "resume", "hosts:resume", "let environments start on a host again")
+    for parser in (drain, resume):
+        parser.add_argument("name", metavar="NAME", help="as in the settings; 'here' where they name none")
+    for parser in (listed, drain, resume):
+        _json(parser)
 
 
 def _quota(resource: str) -> Callable[[str], Any]:

@@ -27,6 +27,7 @@ from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
+from backends.reconcilers.hosts import HostWatch
 from backends.reconcilers.imports import ImportReconciler
 from backends.services import Services
 from gateway import tuning
@@ -218,6 +219,10 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, cache),
     )
+    hosts = HostWatch(
+        services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
+    )
+    await hosts.look()  # or the first environments would find no host
     keeper = CacheKeeper(cache, services.database, services.changes)
     importer = ImportReconciler(
         services.database, services.audit, services.changes, services.accounts, services.files,
@@ -234,6 +239,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(reconciler.run(), name="environments reconciler"),
         asyncio.create_task(expiry.run(), name="life cycle reconciler"),
         asyncio.create_task(house.notices.run(services), name="notices in terminals"),
+        asyncio.create_task(hosts.run(), name="host watch"),
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),

@@ -13,9 +13,10 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from backends.settings import BackendSettings, ImportSettings
@@ -131,12 +132,36 @@ def example() -> str:
     ]
     for path, group, documentation in _groups("", Settings, ""):
         lines += ["", ""] + [f"## {line}" for line in textwrap.wrap(documentation, 100)] + [f"[{path}]"]
+        tables: list[str] = []
         for name, field in group.model_fields.items():
             if isinstance(field.default, BaseModel):
                 continue
-            lines += [f"## {line}" for line in textwrap.wrap(" ".join((field.description or "").split()), 100)]
-            lines.append(f"# {name} = {_toml(field.default)}")
+            if (entry := _entry(field.annotation)) is not None:
+                tables += ["", ""] + _words(field) + [f"# [{path}.{name}.NAME]"] + _settings(entry)
+                continue
+            lines += [*_words(field), f"# {name} = {_toml(field.default)}"]
+        lines += tables
     return "\n".join(lines) + "\n"
+
+
+def _settings(group: type[BaseModel]) -> list[str]:
+    found: list[str] = []
+    for name, field in group.model_fields.items():
+        default = "" if field.is_required() else field.default
+        found += [*_words(field), f"#   {name} = {_toml(default)}"]
+    return found
+
+
+def _words(field: FieldInfo) -> list[str]:
+    return [f"## {line}" for line in textwrap.wrap(" ".join((field.description or "").split()), 100)]
+
+
+def _entry(annotation: object) -> type[BaseModel] | None:
+    """What the tables of a setting like `hosts` look like; None for every other setting."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is dict and isinstance(parts[1], type) and issubclass(parts[1], BaseModel):
+        return parts[1]
+    return None
 
 
 def _groups(path: str, model: type[BaseModel], documentation: str) -> Iterator[tuple[str, type[BaseModel], str]]:

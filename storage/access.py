@@ -85,6 +85,9 @@ class Action(StrEnum):
     SESSION_KILL = "session.kill"
     RECORD_LIST = "record.list"
     RECORD_PLAY = "record.play"
+    HOST_LIST = "host.list"
+    HOST_DRAIN = "host.drain"
+    HOST_RESUME = "host.resume"
     QUOTA_SHOW = "quota.show"
     QUOTA_SET = "quota.set"
     AUDIT_SEARCH = "audit.search"
@@ -171,7 +174,12 @@ _EVERYBODY = frozenset(
         Action.IMPORT_LIST, Action.IMPORT_REQUEST,
     }
 )  # fmt: skip
-_ADMIN_ONLY = frozenset({Action.AUDIT_SEARCH, Action.USER_MANAGE, Action.STORE_PROBE, Action.QUOTA_SET})
+_ADMIN_ONLY = frozenset(
+    {
+        Action.AUDIT_SEARCH, Action.USER_MANAGE, Action.STORE_PROBE, Action.QUOTA_SET, Action.HOST_LIST,
+        Action.HOST_DRAIN, Action.HOST_RESUME,
+    }
+)  # fmt: skip
 _ASSET_READ = frozenset({Action.DATASET_READ, Action.MODEL_READ})
 _ASSET_WRITE = frozenset({Action.DATASET_WRITE, Action.MODEL_WRITE})
 _ASSET = (

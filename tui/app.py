@@ -22,6 +22,7 @@ from tui.screens.datasets import DatasetsScreen
 from tui.screens.environments import EnvironmentsScreen
 from tui.screens.files import FilesScreen
 from tui.screens.help import HelpScreen
+from tui.screens.hosts import HostsScreen
 from tui.screens.keys import KeysScreen
 from tui.screens.logs import LogsScreen
 from tui.screens.sessions import SessionsScreen
@@ -41,6 +42,7 @@ _PLACES: dict[str, type[Page]] = {
     "sessions": SessionsScreen,
     "uploads": UploadsScreen,
     "usage": UsageScreen,
+    "hosts": HostsScreen,
     "help": HelpScreen,
 }
 _SHORT = {
@@ -130,7 +132,7 @@ class AshoreApp(ServedApp):
 
         texts = self.desk.texts
         self.push_screen(
-            Ask(texts, texts("Go to: env, files, data, uploads, usage, keys, sessions, help, quit")), answered
+            Ask(texts, texts("Go to: env, files, data, uploads, usage, keys, sessions, hosts, help, quit")), answered
         )
 
     @on(DatasetsScreen.FilesWanted)

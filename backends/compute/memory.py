@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.places import Capacity
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -63,6 +64,7 @@ class MemoryEngine:
         self.fail_start = ""
         self.usage = Usage(cpu=0.0, memory=0, processes=1)
         """What every running workload is said to take."""
+        self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -78,6 +80,10 @@ class MemoryCompute:
         self.name = name
         self._engine = engine
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def capacity(self) -> Capacity:
+        self._answer()
+        return self._engine.capacity
 
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         self._answer()

@@ -1,4 +1,9 @@
-"""Which computes serve in this process: the embedded ones that the settings allow and this machine can run."""
+"""Which computes serve in this process, by place: the embedded ones that the settings allow and this machine can run,
+and every Docker host of the settings.
+
+Hosts that the settings name are there from the start: whether one answers is in its record. An embedded compute is
+offered when it answers for the first time.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,8 @@ from backends import guest_tree
 from backends.compute.contract import Compute
 from backends.compute.docker.driver import DockerCompute
 from backends.compute.local import LocalCompute
-from backends.settings import BackendSettings
+from backends.compute.places import host_of, place_of
+from backends.settings import HERE, BackendSettings
 from storage.errors import AshoreError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -22,7 +28,7 @@ LOOK_SECONDS = 15.0
 
 @asynccontextmanager
 async def computes_of(settings: BackendSettings, directory: Path) -> AsyncIterator[dict[str, Compute]]:
-    """The computes that answer, by name. One that answers later joins them then; why it is absent goes to the log.
+    """The computes by place. One that answers later joins them then; why it is absent goes to the log.
 
     `directory` is the data directory: the guest's tree and the homes of `local` are kept below it.
     """
@@ -47,10 +53,14 @@ class _Registry:
         self._guest: Path | None = None
         self._absent: dict[str, str] = {}
         """Name → why it is not offered; empty before the first look."""
-        self._places = {"local": "bubblewrap", "docker": settings.docker.socket}
-        for name, enabled in (("local", settings.local.enabled), ("docker", settings.docker.enabled)):
-            if enabled:
-                self._absent[name] = ""
+        self._here = place_of("docker", HERE)
+        self._places = {"local": "bubblewrap", self._here: settings.docker.socket}
+        if settings.local.enabled:
+            self._absent["local"] = ""
+        if settings.docker.enabled:
+            hosts = settings.docker.hosts or (HERE,)
+            self._absent |= {place_of("docker", host): "" for host in hosts}
+            self._places |= {place_of("docker", name): host.url for name, host in settings.docker.hosts.items()}
 
     async def run(self) -> None:
         """Until everything serves."""
@@ -73,7 +83,10 @@ class _Registry:
     async def _connected(self, name: str) -> Compute:
         if self._guest is None:
             self._guest = await asyncio.to_thread(guest_tree.build, self._directory / "guest")
-        make: dict[str, Callable[[Path], Compute]] = {"local": self._local, "docker": self._docker}
+        host = self._settings.docker.hosts.get(host_of(name))
+        if host is not None:
+            return DockerCompute(self._guest, self._settings.docker, host, name=name)
+        make: dict[str, Callable[[Path], Compute]] = {"local": self._local, self._here: self._docker}
         compute = make[name](self._guest)
         try:
             engine = await compute.check()
@@ -89,4 +102,4 @@ class _Registry:
         return LocalCompute(self._directory, guest, self._settings)
 
     def _docker(self, guest: Path) -> Compute:
-        return DockerCompute(guest, self._settings.docker)
+        return DockerCompute(guest, self._settings.docker, name=self._here)

@@ -7,11 +7,14 @@ have done already. Who may wish what is `backends.environments`' business; how a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Protocol
 
 from backends.compute.contract import Compute, Found, HostMount, Progress, State, WorkloadSpec
+from backends.compute.places import place_of
 from backends.environments import settled
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
@@ -33,6 +36,11 @@ _ENDED = "its main program ended"
 _GLANCE_SECONDS = 0.5
 """While an environment is being made: pause between two looks at its owner's wish, and between progress lines."""
 _FOUND_SECONDS = 30
+_PATIENCE_SECONDS = 5
+"""How long one look waits for engines; those that are slower are heard at a later one."""
+_PER_PLACE = 8
+"""Actions at once on one engine: one that hangs takes no slot from the others."""
+_AT_ONCE = 1024
 
 
 class Guests(Protocol):
@@ -85,9 +93,13 @@ class EnvironmentReconciler:
         self._clock = clock
         self._began: dict[str, float] = {}
         self._orphans: set[str] = set()
+        self._asked: dict[str, asyncio.Task[Sequence[Found]]] = {}
+        self._late: set[str] = set()
+        """Places whose engine was too slow at the last look."""
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_PER_PLACE))
         self._loop = ReconcilerLoop(
             "environment", TOPIC, changes=changes, look=self.look, act=self.act,
-            pause=self._settings.reconcile_seconds,
+            pause=self._settings.reconcile_seconds, parallel=_AT_ONCE,
         )  # fmt: skip
         self._fetches = Fetches(self._fetch, self._loop.wake)
 
@@ -97,24 +109,41 @@ class EnvironmentReconciler:
             await self._loop.run()
         finally:
             await self._fetches.close()
+            for task in self._asked.values():
+                task.cancel()
+            await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
     # ---- load ------------------------------------------------------------------------------------------------
     async def look(self) -> Sequence[str]:
         """Ids of the environments that are not as they should be, by the records or by their engines."""
+        answers = await self._ask_all()
         rows = await self._rows.all()
-        seen: dict[str, State] = {}
-        silent: set[str] = set()
-        for name, compute in tuple(self._computes.items()):
-            try:
-                async with asyncio.timeout(_FOUND_SECONDS):
-                    found = await compute.found()
-            except (AshoreError, TimeoutError):
-                silent.add(name)
+        states: dict[tuple[str, str], State] = {}
+        for place, found in answers.items():
+            self._report_orphans(place, found, rows)
+            # Only its own host is asked about an environment: two of them may show the same engine.
+            states |= {(place, item.environment_id): item.state for item in found}
+        return [row.id for row in rows if _needs_care(row, states.get((_place(row), row.id), State.GONE),
+                                                      _place(row) not in answers)]  # fmt: skip
+
+    async def _ask_all(self) -> Mapping[str, Sequence[Found]]:
+        """What each engine has; those that do not answer, or not yet, are missing."""
+        for place, compute in tuple(self._computes.items()):
+            if place not in self._asked:
+                self._asked[place] = asyncio.create_task(_ask(compute), name=f"what {place} has")
+        # An engine that hangs is waited for once; the others, and the hints, must not wait for it at every look.
+        if prompt := [task for place, task in self._asked.items() if place not in self._late]:
+            await asyncio.wait(prompt, timeout=_PATIENCE_SECONDS)
+        answers: dict[str, Sequence[Found]] = {}
+        for place, task in tuple(self._asked.items()):
+            if not task.done():
+                self._late.add(place)
                 continue
-            self._report_orphans(name, found, rows)
-            seen |= {item.environment_id: item.state for item in found}
-        silent |= {row.compute for row in rows} - set(self._computes)
-        return [row.id for row in rows if _needs_care(row, seen.get(row.id, State.GONE), row.compute in silent)]
+            del self._asked[place]
+            with contextlib.suppress(AshoreError, TimeoutError):
+                answers[place] = task.result()
+                self._late.discard(place)
+        return answers
 
     def _report_orphans(self, compute: str, found: Sequence[Found], rows: Sequence[Environment]) -> None:
         """Say which workloads have no record. They may belong to another house on the same engine: touch nothing."""
@@ -132,15 +161,17 @@ class EnvironmentReconciler:
             self._began.pop(environment_id, None)
             await self._fetches.drop(environment_id)
             return
-        compute = self._computes.get(environment.compute)
+        place = _place(environment)
+        compute = self._computes.get(place)
         if compute is None:
-            await self._note(environment, f"the compute '{environment.compute}' is not there now")
+            await self._note(environment, f"the compute '{place}' is not there now")
             return
-        try:
-            await self._step(environment, compute)
-        except Unavailable:
-            await self._note(environment, AWAY)
-            raise
+        async with self._slots[place]:
+            try:
+                await self._step(environment, compute)
+            except Unavailable:
+                await self._note(environment, away(environment))
+                raise
 
     async def _step(self, environment: Environment, compute: Compute) -> None:
         if environment.wish is not Wish.RUNNING:
@@ -157,6 +188,7 @@ class EnvironmentReconciler:
                 await self._bring_up(stopped, compute)
         elif environment.state is EnvironmentState.FAILED:
             await self._give_back(environment, compute)  # its engine was away when it failed
+            await self._rows.give_room_back(environment)
         else:
             await self._bring_up(environment, compute)
 
@@ -165,7 +197,7 @@ class EnvironmentReconciler:
         status = await compute.inspect(environment.handle)
         running = environment.state is EnvironmentState.RUNNING
         if status.state is State.UNKNOWN:
-            await self._note(environment, AWAY)
+            await self._note(environment, away(environment))
         elif status.state is State.RUNNING and not running:
             log.warning("environment %s was started by somebody else; stopping it", environment.id)
             await compute.stop(environment.handle, grace=self._settings.stop_grace_seconds)
@@ -175,7 +207,7 @@ class EnvironmentReconciler:
             otherwise = _REMOVED if status.state is State.GONE else _ENDED
             await self._guests.drop(environment.id)
             reason = printable(status.reason, limit=300) or otherwise
-            await self._rows.move(environment, EnvironmentState.FAILED, reason=reason)
+            await self._rows.move(environment, EnvironmentState.FAILED, reason=reason, is_at_rest=True)
         else:
             await self._note(environment, "")
 
@@ -253,7 +285,7 @@ class EnvironmentReconciler:
         await self._guests.drop(seen.id)
         if handle := await _handle(seen, compute):
             await compute.stop(handle, grace=self._settings.stop_grace_seconds)
-        return await self._rows.move(seen, EnvironmentState.STOPPED)
+        return await self._rows.move(seen, EnvironmentState.STOPPED, is_at_rest=True)
 
     async def _remove(self, environment: Environment, compute: Compute) -> None:
         seen = await self._enter(environment, EnvironmentState.DELETING)
@@ -268,11 +300,13 @@ class EnvironmentReconciler:
     async def _fail(self, seen: Environment, compute: Compute, reason: str) -> None:
         self._began.pop(seen.id, None)
         await self._guests.drop(seen.id)
+        is_at_rest = True
         try:
             await self._give_back(await self._rows.load(seen.id) or seen, compute)
         except AshoreError as error:
+            is_at_rest = False  # it keeps its room until its engine can be asked
             log.warning("environment %s failed, and could not be cleared yet: %s", seen.id, error.message)
-        await self._rows.move(seen, EnvironmentState.FAILED, reason=reason)
+        await self._rows.move(seen, EnvironmentState.FAILED, reason=reason, is_at_rest=is_at_rest)
 
     async def _give_back(self, environment: Environment, compute: Compute) -> None:
         """Free what a failed start holds. What its owner stored in earlier runs stays."""
@@ -306,7 +340,8 @@ class _LastLine:
 def _needs_care(row: Environment, state: State, is_silent: bool) -> bool:
     """Whether record and engine differ, or the record's reason may be out of date."""
     if row.state is EnvironmentState.FAILED and row.wish is Wish.RUNNING:
-        return not is_silent and (state is State.RUNNING or (row.started is None and state is State.STOPPED))
+        is_left = state is State.RUNNING or (row.started is None and state is State.STOPPED) or row.reserves
+        return not is_silent and is_left
     if not settled(row):
         return True
     if row.state is EnvironmentState.RUNNING:
@@ -322,6 +357,20 @@ async def _handle(environment: Environment, compute: Compute) -> str:
         return environment.handle
     found = await compute.found()
     return next((item.handle for item in found if item.environment_id == environment.id), "")
+
+
+async def _ask(compute: Compute) -> Sequence[Found]:
+    async with asyncio.timeout(_FOUND_SECONDS):
+        return await compute.found()
+
+
+def _place(environment: Environment) -> str:
+    return place_of(environment.compute, environment.host)
+
+
+def away(environment: Environment) -> str:
+    """What is said of an environment whose engine cannot be asked."""
+    return f"its host {environment.host} does not answer" if environment.host else AWAY
 
 
 def _time() -> float:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.records import Environment, EnvironmentState, Workspace
+from storage.records import Environment, EnvironmentState, Wish, Workspace
 from storage.uses import Uses
 
 TOPIC = "environment"
@@ -46,8 +46,13 @@ class EnvironmentRows:
         reason: str = "",
         restarted: int | None = None,
         started: datetime | None = None,
+        is_at_rest: bool = False,
     ) -> Environment | None:
-        """Put it into `state`, if nobody changed it since it was seen; None if somebody did."""
+        """Put it into `state`, if nobody changed it since it was seen; None if somebody did.
+
+        `is_at_rest`: its engine has said that nothing of it runs, so its host has its room back, unless it is wished
+        to run on.
+        """
         async with self._database.writing() as tx:
             row = await tx.get(Environment, seen.id, with_for_update=True)
             if row is None or row.version != seen.version:
@@ -58,10 +63,17 @@ class EnvironmentRows:
             row.state, row.reason, row.progress = state, reason, ""
             row.restarted = row.restarted if restarted is None else restarted
             row.started = started or row.started
+            row.reserves = row.reserves and not (is_at_rest and _lets_go(row))
             row.version += 1
         if moved or reason != seen.reason:
             self._changes.tell(TOPIC, seen.id)
         return row
+
+    async def give_room_back(self, seen: Environment) -> None:
+        """What failed holds nothing of its host any more, if nobody changed it since it was seen."""
+        async with self._database.writing() as tx:
+            change = update(Environment).where(Environment.id == seen.id, Environment.version == seen.version)
+            await tx.execute(change.values(reserves=False))
 
     async def remove(self, seen: Environment) -> bool:
         """Delete the record, if nobody changed it since it was seen; what it had mounted is free again."""
@@ -88,6 +100,11 @@ class EnvironmentRows:
     async def _set(self, environment_id: str, **values: Any) -> None:
         async with self._database.writing() as tx:
             await tx.execute(update(Environment).where(Environment.id == environment_id).values(**values))
+
+
+def _lets_go(row: Environment) -> bool:
+    # One that is only restarted keeps its room: somebody else must not get in between.
+    return row.wish is not Wish.RUNNING or row.state is EnvironmentState.FAILED
 
 
 def _event(row: Environment, to: str, reason: str) -> Event:

@@ -8,6 +8,7 @@ from gateway.commands import (
     dataset,
     doctor,
     env,
+    host,
     importing,
     invite,
     key,
@@ -25,7 +26,7 @@ from gateway.commands.parsing import Noun
 
 _ALL = (
     whoami.NOUN, env.NOUN, dataset.NOUN, model.NOUN, upload.NOUN, importing.NOUN, quota.NOUN, key.NOUN, session.NOUN,
-    record.NOUN, config.NOUN, doctor.NOUN, user.NOUN, invite.NOUN, audit.NOUN, version.NOUN,
+    record.NOUN, config.NOUN, doctor.NOUN, host.NOUN, user.NOUN, invite.NOUN, audit.NOUN, version.NOUN,
 )  # fmt: skip
 
 NOUNS: dict[str, Noun] = {noun.name: noun for noun in (*_ALL, help_noun(_ALL))}

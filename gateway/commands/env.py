@@ -63,6 +63,7 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
     row: Row = {
         "name": request.name,
         "compute": plan.compute,
+        "host": plan.host,
         "image": plan.image,
         "cpus": plan.request.cpus,
         "memory": plan.request.memory if as_json else _memory(plan.request.memory),
@@ -156,6 +157,7 @@ def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | N
         "state": environment.state.value,
         "wish": environment.wish.value,
         "compute": environment.compute,
+        "host": environment.host,
         "image": environment.image,
         "cpus": environment.cpus,
         "memory": environment.memory,
@@ -248,6 +250,7 @@ def _request(options: argparse.Namespace) -> Request:
         memory=options.memory,
         variables=dict(options.env),
         data=tuple(options.data),
+        host=options.host,
         lifecycle=_choice(options),
     )
 
@@ -314,6 +317,7 @@ def _new(parser: Parser) -> None:
     parser.add_argument("--name", metavar="NAME", dest="name_option", default="", help="the same as the first word")
     parser.add_argument("--image", default="", help="container image (default: what the operator set)")
     parser.add_argument("--compute", default="", help="where: 'docker', or 'local' for a sandbox without an image")
+    parser.add_argument("--host", metavar="NAME", default="", help="on this machine (default: one that has room)")
     parser.add_argument(
         "--cpu", metavar="N", type=float, default=0.0, help="cores, 4 or 0.5 (default: as the operator set)"
     )

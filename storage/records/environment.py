@@ -59,6 +59,10 @@ class Environment(Record):
     name: Mapped[str] = mapped_column(String(48))
     compute: Mapped[str] = mapped_column(String(48))
     """Name of the compute in the settings: `local`, `docker` …"""
+    host: Mapped[str] = mapped_column(String(48), default="", index=True)
+    """The host of that compute where it is, with its home; empty for a compute without hosts."""
+    reserves: Mapped[bool] = mapped_column(default=False)
+    """Its CPUs and memory are taken from its host. Given back only when its engine has said that nothing runs."""
     image: Mapped[str] = mapped_column(default="")
     cpus: Mapped[float] = mapped_column(default=0.0)
     """Cores; 0: no limit, which only records from before there were limits have."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ from backends.compute.contract import Compute, Pipe, WorkloadSpec
 from backends.compute.docker.driver import DockerCompute
 from backends.compute.local import LocalCompute
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.settings import BackendSettings
+from backends.settings import BackendSettings, DockerHostSettings
+from tests.conformance.docker_hosts import Sshd
 
 IMAGE = "debian:bookworm"
 
@@ -45,6 +46,8 @@ class Kit:
     """In front of every other path inside."""
     isolates: bool = True
     """Whether programs inside are kept from anything at all."""
+    end: Callable[[], None] = lambda: None
+    """Stops what was started for it."""
 
     def spec(self, **more: object) -> WorkloadSpec:
         values: dict[str, object] = {
@@ -60,13 +63,14 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return guest_tree.build(tmp_path_factory.mktemp("guest"))
 
 
-@pytest.fixture(params=["memory", "local", "docker"])
+@pytest.fixture(params=["memory", "local", "docker", "docker-ssh"])
 async def kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
     made: list[Compute] = []
     kit = KITS[request.param](tmp_path, guest, made)
     yield kit
     for compute in made:
         await compute.close()
+    kit.end()
 
 
 @pytest.fixture
@@ -115,8 +119,24 @@ def _local(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
 
 
 def _docker(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    return _docker_at(None, guest, made)
+
+
+def _docker_by_ssh(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    """The same engine as if it were another machine's: through a real sshd, with the guest in a volume."""
+    sshd = Sshd(tmp_path / "sshd")
+    kit = _docker_at(sshd.host(), guest, made)
+
+    def end() -> None:
+        docker("volume", "rm", "-f", f"ashore-guest-{guest.name}")
+        sshd.stop()
+
+    return replace(kit, name="docker-ssh", end=end)
+
+
+def _docker_at(host: DockerHostSettings | None, guest: Path, made: list[Compute]) -> Kit:
     def again() -> Compute:
-        made.append(DockerCompute(guest, BackendSettings().docker))
+        made.append(DockerCompute(guest, BackendSettings().docker, host))
         return made[-1]
 
     async def remove(environment_id: str) -> None:
@@ -131,7 +151,7 @@ def _docker(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
     return Kit("docker", again(), again, remove, leftovers, IMAGE, "/workspace", "/opt/ashore/run")
 
 
-KITS = {"memory": _memory, "local": _local, "docker": _docker}
+KITS = {"memory": _memory, "local": _local, "docker": _docker, "docker-ssh": _docker_by_ssh}
 
 
 def docker(*words: str) -> str:

@@ -51,7 +51,8 @@ def test_version_imports_next_to_nothing() -> None:
 @pytest.mark.parametrize(
     "command",
     ["", "serve", "init", "check", "migrate", "doctor", "user add", "user list", "user disable", "user enable",
-     "invite", "quota show", "quota set", "quota clear", "guest build", "replay", "audit verify", "version"],
+     "invite", "quota show", "quota set", "quota clear",
+     "host list", "host drain", "host resume", "guest build", "replay", "audit verify", "version"],
 )  # fmt: skip
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

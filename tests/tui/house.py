@@ -16,6 +16,7 @@ from sqlalchemy import update
 
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
+from backends.hosts import Hosts
 from backends.services import Address
 from backends.settings import BackendSettings, EnvironmentSettings
 from backends.usage import Loads
@@ -152,10 +153,11 @@ class House:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
-        self.computes = computes = cast("Any", {"docker": self.compute, "local": self.compute})
+        self.computes: dict[str, Any] = {"docker": self.compute, "local": self.compute}
         settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
         self.quotas = Quotas(database, audit, changes)
-        self.environments = Environments(database, audit, changes, computes, settings, quotas=self.quotas)
+        self.environments = Environments(database, audit, changes, self.computes, settings, quotas=self.quotas)
+        self.hosts = Hosts(database, audit, changes, settings)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
         self.transfers = Transfers(
@@ -194,7 +196,7 @@ class House:
             database=self.database, changes=self.changes, accounts=self.accounts,
             quotas=self.quotas, sessions=self.sessions,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
-            environments=self.environments, loads=Loads(self.computes), files=self.files,
+            environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),
         )  # fmt: skip
 

@@ -170,6 +170,7 @@ class CreateEnvironmentScreen(Page):
         self.query_one("#create", Button).disabled = not self._is_fine or self._is_sending
         if event.plan is not None:
             self._show_quotas(event.plan)
+            self._show_defaults(event.plan)
         refusals = self.query_one("#refusals", Plain)
         refusals.show("\n".join(in_language(self.texts, refusal) for refusal in event.refusals))
         refusals.display = bool(event.refusals)
@@ -177,11 +178,20 @@ class CreateEnvironmentScreen(Page):
             self.query_one("#image", Input).placeholder = printable(event.plan.image, limit=80)
 
     def _show_quotas(self, plan: Plan) -> None:
-        """What is used of what is allowed, before this environment."""
+        """What is used of what is allowed, before this environment; and where it would go, if that is a question."""
         words = quota_words(self.texts, plan.quotas)
+        lines = [self.texts("In use: {words}", words=words)] if words else []
+        if plan.host and len(self.desk.services.environments.hosts_of(plan.compute)) > 1:
+            lines.append(self.texts("Host: {name}", name=plan.host))
         line = self.query_one("#quotas", Plain)
-        line.show(self.texts("In use: {words}", words=words) if words else "")
-        line.display = bool(words)
+        line.show("\n".join(lines))
+        line.display = bool(lines)
+
+    def _show_defaults(self, plan: Plan) -> None:
+        """What fields that are empty mean; it depends on the host."""
+        for name, text in (("cpus", f"{plan.request.cpus:g}"), ("memory", size_words(plan.request.memory))):
+            if plan.host and not self._value(name):
+                self.query_one(f"#{name}", Input).placeholder = text
 
     def _compute(self) -> str:
         value = self.query_one("#compute", Select).value

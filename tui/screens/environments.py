@@ -59,6 +59,7 @@ class EnvironmentsScreen(Page):
         Binding("w", "go('usage')", mark("Usage"), show=False),
         Binding("k", "go('keys')", mark("Keys"), show=False),
         Binding("o", "go('sessions')", mark("Sessions"), show=False),
+        Binding("h", "go('hosts')", mark("Hosts"), show=False),
         Binding("y", "copy", mark("Copy the ssh command"), show=False),
         Binding("slash", "filter", mark("Filter"), show=False),
         Binding("escape", "clear_filter", mark("Show all"), show=False),
@@ -200,6 +201,9 @@ class EnvironmentsScreen(Page):
         key = self.query_one(Table).key
         return next((one for one in self._environments or () if one.name == key), None)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.desk.caller.is_admin if (action, parameters) == ("go", ("hosts",)) else True
+
     # ---- keys ------------------------------------------------------------------------------------------------
     @on(Table.Chosen)
     def _chosen(self, event: Table.Chosen) -> None:
@@ -321,8 +325,9 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
         texts("{n} cpus", n=f"{one.cpus:g}") if one.cpus else texts("cpus: no limit"),
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
     ]
+    where = [texts("on {host}", host=one.host)] if len(desk.services.environments.hosts_of(one.compute)) > 1 else []
     lines = [
-        "   ".join([one.image or one.compute, *limits]),
+        "   ".join([one.image or one.compute, *limits, *where]),
         lifecycle_words(texts, one, desk.services.environments.due(one)),
         desk.ssh_command(one.name),
         desk.jump_command(one.name),

@@ -158,8 +158,8 @@ def image_user(image: JSON) -> str:
     return user
 
 
-def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path, settings: DockerSettings) -> JSON:
-    """The body of `POST /containers/create`.
+def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path | str, settings: DockerSettings) -> JSON:
+    """The body of `POST /containers/create`. `guest` is the tree's folder, or the name of a volume that holds it.
 
     `no-new-privileges` is on, so setuid programs such as sudo give nothing; software is installed into the home or
     built into an image. The main program and the guest run as root of a container without NET_RAW and MKNOD.
@@ -186,7 +186,7 @@ def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path, settin
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}},
             "Mounts": [
                 {"Type": "volume", "Source": Place(spec.id).volume, "Target": HOME},
-                {"Type": "bind", "Source": str(guest), "Target": GUEST, "ReadOnly": True},
+                guest_mount(guest),
                 # Secrets of this start: in memory only, gone when it stops.
                 {"Type": "tmpfs", "Target": RUN, "TmpfsOptions": {"SizeBytes": _MEBIBYTE, "Mode": 0o700}},
                 *(_bind(mount) for mount in spec.mounts),
@@ -194,6 +194,12 @@ def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path, settin
             **_limits(spec),
         },
     }
+
+
+def guest_mount(guest: Path | str, *, read_only: bool = True) -> JSON:
+    """The guest's tree where environments see it, from a folder of the host or from a volume."""
+    kind = "bind" if isinstance(guest, Path) else "volume"
+    return {"Type": kind, "Source": str(guest), "Target": GUEST, "ReadOnly": read_only}
 
 
 def _bind(mount: HostMount) -> JSON:

@@ -1,4 +1,4 @@
-"""The compute `docker`: environments as containers of one Docker engine on this machine.
+"""The compute `docker`: environments as containers of one Docker engine, on this machine or another one.
 
 What is said to the Engine is made by `config`, said by `engine`, and bytes go through `stream`. The handle of a
 workload is its container's name, so that its volume can be found even when the container is gone.
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import os
+import platform
 import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,14 +21,18 @@ from backends.compute.dial import open_namespace
 from backends.compute.docker import config
 from backends.compute.docker.config import Place
 from backends.compute.docker.engine import AWAY, GONE, Engine, translated
+from backends.compute.docker.guest_volume import GuestVolume
+from backends.compute.docker.hosts import line_to
 from backends.compute.docker.stream import ExecStream, open_stream
-from backends.settings import DockerSettings
+from backends.compute.places import Capacity
+from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 
 log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 10
+MIB = 1024**2
 _NOT_FOUND = 127
 """What a shell says when there is no such program."""
 _SETTLE_SECONDS = 2.0
@@ -39,14 +44,19 @@ _END_LOOKS, _END_PAUSE = 10, 0.1
 class DockerCompute:
     """One Docker engine. Make it inside a running event loop; `close` it at the end.
 
-    `guest` is the read-only tree that every container gets, at a path that the Engine sees as well.
+    `guest` is the read-only tree that every container gets. `host` tells where the Engine is; without it, it is behind
+    the socket of the settings.
     """
 
-    def __init__(self, guest: Path, settings: DockerSettings, *, name: str = "docker") -> None:
+    def __init__(
+        self, guest: Path, settings: DockerSettings, host: DockerHostSettings | None = None, *, name: str = "docker"
+    ) -> None:
         self.name = name
-        self._guest = guest
         self._settings = settings
-        self._engine = Engine(settings.socket)
+        self._host = host or DockerHostSettings(url=f"unix://{settings.socket}")
+        self._engine = Engine(line_to(self._host))
+        self._guest = guest
+        self._guest_volume = GuestVolume(self._engine, guest)
         self._networks = asyncio.Lock()
         self._streams: dict[asyncio.Task[int | None], ExecStream] = {}
 
@@ -59,7 +69,7 @@ class DockerCompute:
         image = await self._engine.image(name, progress)
         progress(f"making a container of {name}")
         body = config.container(
-            spec, image=name, login=config.image_user(image), guest=self._guest, settings=self._settings
+            spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings
         )
         had_volume = await self._engine.volume_labels(place.volume) is not None
         try:
@@ -123,7 +133,7 @@ class DockerCompute:
         return config.usage_of(await self._engine.stats(handle))
 
     async def network_namespace(self, handle: str) -> int | None:
-        if os.geteuid() != 0:
+        if not self._engine.line.is_here or os.geteuid() != 0:
             return None
         try:
             with translated():
@@ -146,7 +156,20 @@ class DockerCompute:
         with translated():
             async with asyncio.timeout(_ASK_SECONDS):
                 info = await self._engine.info()
+        machine = str(info.get("Architecture", ""))
+        if machine and machine != platform.machine():
+            raise Unavailable(f"its processors are {machine}, those of the gateway {platform.machine()}")
         return f"Docker {info['ServerVersion']}, {info['Driver']}"
+
+    async def capacity(self) -> Capacity:
+        with translated():
+            async with asyncio.timeout(_ASK_SECONDS):
+                info = await self._engine.info()
+        return Capacity(
+            cpus=self._host.cpus or float(info["NCPU"]),
+            memory=self._host.memory_mib * MIB or int(info["MemTotal"]),
+            is_here=self._engine.line.is_here,
+        )
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         with translated():
@@ -161,7 +184,7 @@ class DockerCompute:
         # would write its own complaint into the program's output.
         command = ["/bin/sh", "-c", 'exec "$@"', "sh", *argv]
         exec_id = await self._engine.create_exec(handle, command, {**variables, config.PIPE_MARK: mark})
-        stream = await open_stream(self._engine.socket, self._engine.api_version, exec_id)
+        stream = await open_stream(self._engine.line, self._engine.api_version, exec_id)
         watch = asyncio.create_task(self._watch(handle, exec_id, mark, stream), name=f"exec watch {exec_id[:12]}")
         self._streams[watch] = stream
         watch.add_done_callback(self._forget)
@@ -180,6 +203,13 @@ class DockerCompute:
         await self._engine.close()
 
     # ---- inside ----------------------------------------------------------------------------------------------
+    async def _tree(self, image: str) -> Path | str:
+        """Where the Engine finds the guest's tree."""
+        if self._engine.line.is_here:
+            return self._guest
+        await self._guest_volume.bring(image)
+        return self._guest_volume.name
+
     async def _undo(self, spec: WorkloadSpec, *, keep_volume: bool) -> None:
         """Take back a create that failed half-way."""
         place = Place(spec.id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import aiohttp
 from aiodocker import Docker
@@ -18,25 +18,25 @@ from aiodocker.volumes import DockerVolume
 
 from backends.compute.contract import Progress
 from backends.compute.docker.config import JSON, pull_line
+from backends.compute.docker.lines import Line, LineConnector
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 
 T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
-_CONTROL = aiohttp.ClientTimeout(total=120, sock_connect=5)
+_CONTROL = aiohttp.ClientTimeout(total=120)
 _NO_CONNECTION = 900
 """aiodocker's own status for an Engine that cannot be reached."""
 _REMOVAL_TRIES = 50
 
 
 class Engine:
-    """One Docker engine behind a Unix socket. Make it inside a running event loop; `close` it at the end."""
+    """One Docker engine at the end of a line. Make it inside a running event loop; `close` it at the end."""
 
-    def __init__(self, socket: str) -> None:
-        self.socket = socket
-        # aiohttp's default of 100 connections would let the 101st call hang for ever.
-        self._connector = aiohttp.UnixConnector(socket, limit=0)
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self._connector = LineConnector(line)
         self._docker = Docker("unix://localhost", connector=self._connector, timeout=_CONTROL)
 
     @property
@@ -47,6 +47,7 @@ class Engine:
     async def close(self) -> None:
         await self._docker.close()
         await self._connector.close()
+        await self.line.close()
 
     async def info(self) -> Mapping[str, Any]:
         with translated():
@@ -138,6 +139,22 @@ class Engine:
         with translated():
             shown = await _or_none(self._docker.containers.exec(exec_id).inspect())
         return (False, None) if shown is None else (bool(shown["Running"]), shown["ExitCode"])
+
+    async def put_files(self, name: str, path: str, tar: IO[bytes]) -> None:
+        """Unpack an archive below `path` of a container, which need not run."""
+        with translated():
+            await self.container(name).put_archive(path, tar)
+
+    async def has_file(self, name: str, path: str) -> bool:
+        """Whether a container, which need not run, has this file."""
+        with translated():
+            try:
+                await self.container(name).get_archive(path)
+            except DockerError as error:
+                if error.status != 404:
+                    raise
+                return False
+        return True
 
     # ---- volumes ---------------------------------------------------------------------------------------------
     async def volume_labels(self, name: str) -> Mapping[str, str] | None:

@@ -1,8 +1,9 @@
 """The byte stream of one `docker exec`, joined to a socket pair.
 
-aiodocker's own stream cannot half-close and copies every chunk, so this speaks the few lines of HTTP itself on the
-Engine's Unix socket and then moves bytes: raw towards the program, unframed from it (each frame is an 8-byte header,
-`stream 0 0 0 length`, and its payload). Knows nothing of containers; `driver` makes the exec and reads its status.
+aiodocker's own stream cannot half-close and copies every chunk, so this speaks the few lines of HTTP itself on a
+connection of the Engine's line and then moves bytes: raw towards the program, unframed from it (each frame is an
+8-byte header, `stream 0 0 0 length`, and its payload). Knows nothing of containers; `driver` makes the exec and reads
+its status.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from backends.compute.docker.lines import Line, hang_up
 from storage.errors import AshoreError, Conflict, NotFound, Unavailable
 
 _HEADER = struct.Struct(">BxxxL")
@@ -82,7 +84,7 @@ class ExecStream:
             return  # else the program takes no more; what it still says goes on
         with contextlib.suppress(OSError):
             self._engine.shutdown(socket.SHUT_WR)
-        await _hang_up(self._outer)
+        await hang_up(self._outer)
         self._abandoned.set()
 
     async def _pump_out(self) -> None:
@@ -131,21 +133,22 @@ class ExecStream:
             del self._tail[:-_TAIL]
 
 
-async def open_stream(path: str, version: str, exec_id: str) -> ExecStream:
-    """Start the exec `exec_id` and join its streams. `path` is the Engine's socket, `version` like `v1.41`.
+async def open_stream(line: Line, version: str, exec_id: str) -> ExecStream:
+    """Start the exec `exec_id` and join its streams. `line` leads to the Engine, `version` is like `v1.41`.
 
     NotFound or Conflict if its container is gone or does not run; Unavailable if the Engine does not answer.
     """
     loop = asyncio.get_running_loop()
-    engine = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    engine.setblocking(False)
     body = b'{"Detach":false,"Tty":false}'
     request = (
         f"POST /{version}/exec/{exec_id}/start HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
         f"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
     try:
-        await loop.sock_connect(engine, path)
+        engine = await line.connect()
+    except OSError as error:
+        raise Unavailable("the Docker engine does not answer") from error
+    try:
         await loop.sock_sendall(engine, request)
         status, early = await _read_head(engine)
     except OSError as error:
@@ -206,17 +209,3 @@ def _has_hung_up(end: socket.socket) -> bool:
     poll = select.poll()
     poll.register(end, 0)
     return bool(poll.poll(0))
-
-
-async def _hang_up(end: socket.socket) -> None:
-    """Return when the other side of the pair is closed, not just its writing half."""
-    # A socket at EOF is always readable, so the loop cannot tell; an epoll that asks for nothing reports hang-up only.
-    loop = asyncio.get_running_loop()
-    seen = asyncio.Event()
-    with select.epoll() as watch:
-        watch.register(end, 0)
-        loop.add_reader(watch.fileno(), seen.set)
-        try:
-            await seen.wait()
-        finally:
-            loop.remove_reader(watch.fileno())

@@ -14,6 +14,7 @@ import pytest
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.guest import Guests
+from backends.hosts import Hosts
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.services import Services
 from backends.settings import BackendSettings, EnvironmentSettings
@@ -186,7 +187,7 @@ async def services(
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
         environments=Environments(database, audit, changes, computes, settings, quotas=quotas),
-        loads=Loads(computes), guests=guests, computes=computes,
+        hosts=Hosts(database, audit, changes, settings), loads=Loads(computes), guests=guests, computes=computes,
     )  # fmt: skip
     loop.cancel()
     await uploads.close()

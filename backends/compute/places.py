@@ -1,0 +1,44 @@
+"""Where a workload is: a compute, and for computes that have several machines, the host.
+
+Computes of a process are kept by place. What a host can give is an optional power of a compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+def place_of(compute: str, host: str) -> str:
+    """The key of the one engine: `local`, `docker/gpu2`."""
+    return f"{compute}/{host}" if host else compute
+
+
+def kind_of(place: str) -> str:
+    """The compute's name, as people type it."""
+    return place.partition("/")[0]
+
+
+def host_of(place: str) -> str:
+    """The host's name; empty for a compute without hosts."""
+    return place.partition("/")[2]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one host has to share out."""
+
+    cpus: float
+    memory: int
+    """Bytes."""
+    is_here: bool
+    """It is the gateway's own machine: it sees the files here."""
+
+
+@runtime_checkable
+class HasCapacity(Protocol):
+    """An optional power of a compute: it is one host among several."""
+
+    async def capacity(self) -> Capacity:
+        """What its machine has. Unavailable: it does not answer."""
+        ...

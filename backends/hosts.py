@@ -1,0 +1,124 @@
+"""Hosts: list, show, drain, resume; for administrators, and for the operator who owns the data directory.
+
+Whether a host answers is found out by `reconcilers.hosts`; where an environment goes is decided by `placement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+
+from backends.placement import Room
+from backends.reservations import Reservations
+from backends.settings import BackendSettings
+from storage.access import Action, Caller, require
+from storage.audit import AuditTrail, Event
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.database.transaction import Transaction
+from storage.errors import NotFound
+from storage.names import check_resource, printable
+from storage.records import Environment, Host, HostState
+
+TOPIC = "host"
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class HostView:
+    """One host as administrators see it."""
+
+    compute: str
+    room: Room
+    last_heartbeat: datetime | None
+    placed: Sequence[Environment] = ()
+    """Every environment that has its home there."""
+
+    @property
+    def name(self) -> str:
+        return self.room.host
+
+    @property
+    def state(self) -> HostState:
+        return self.room.state
+
+
+class Hosts:
+    """The use cases about hosts."""
+
+    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, settings: BackendSettings) -> None:
+        self._database = database
+        self._audit = audit
+        self._changes = changes
+        self._reservations = Reservations(settings)
+
+    async def list(self, caller: Caller) -> Sequence[HostView]:
+        """All hosts by name."""
+        require(caller, Action.HOST_LIST)
+        return await self.all()
+
+    async def show(self, caller: Caller, name: str) -> HostView:
+        """One host."""
+        require(caller, Action.HOST_LIST)
+        check_resource(name, kind="host")
+        async with self._database.reading() as tx:
+            return await self._view(tx, await _row(tx, name))
+
+    async def drain(self, caller: Caller, name: str, reason: str = "") -> HostView:
+        """Let nothing new start there; what runs goes on. `reason` is shown to everybody who is turned away."""
+        require(caller, Action.HOST_DRAIN)
+        return await self._drain(Event.by(caller, Action.HOST_DRAIN), name, reason)
+
+    async def resume(self, caller: Caller, name: str) -> HostView:
+        """Let environments start there again."""
+        require(caller, Action.HOST_RESUME)
+        return await self._resume(Event.by(caller, Action.HOST_RESUME), name)
+
+    # ---- for the operator ------------------------------------------------------------------------------------
+    async def all(self) -> Sequence[HostView]:
+        async with self._database.reading() as tx:
+            rows = (await tx.scalars(select(Host).order_by(Host.compute, Host.name))).all()
+            return [await self._view(tx, row) for row in rows]
+
+    async def drain_by_operator(self, name: str, reason: str = "") -> HostView:
+        return await self._drain(Event(Action.HOST_DRAIN, actor="operator"), name, reason)
+
+    async def resume_by_operator(self, name: str) -> HostView:
+        return await self._resume(Event(Action.HOST_RESUME, actor="operator"), name)
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+    async def _drain(self, event: Event, name: str, reason: str) -> HostView:
+        return await self._change(event, name, is_drained=True, reason=printable(reason, limit=_LONGEST_REASON))
+
+    async def _resume(self, event: Event, name: str) -> HostView:
+        return await self._change(event, name, is_drained=False, reason="")
+
+    async def _change(self, event: Event, name: str, *, is_drained: bool, reason: str) -> HostView:
+        check_resource(name, kind="host")
+        async with self._database.writing() as tx:
+            row = await _row(tx, name, lock=True)
+            row.is_drained, row.drain_reason = is_drained, reason
+            detail = {"reason": reason} if reason else {}
+            await self._audit.add(
+                tx, Event(event.action, event.outcome, event.actor, name, event.address, event.connection, detail)
+            )
+            await tx.flush()
+            view = await self._view(tx, row)
+        self._changes.tell(TOPIC, name)
+        return view
+
+    async def _view(self, tx: Transaction, row: Host) -> HostView:
+        (room,) = await self._reservations.rooms(tx, row.compute, [row.name])
+        query = select(Environment).where(Environment.compute == row.compute, Environment.host == row.name)
+        placed = (await tx.scalars(query.order_by(Environment.owner_name, Environment.name))).all()
+        return HostView(row.compute, room, row.last_heartbeat, placed)
+
+
+async def _row(tx: Transaction, name: str, *, lock: bool = False) -> Host:
+    row = await tx.get(Host, name, with_for_update=lock)
+    if row is None:
+        raise NotFound(f"there is no host '{name}'")
+    return row

@@ -1,0 +1,121 @@
+"""Which host a new environment gets. Pure: no database and no engine here.
+
+A host has what its machine has, and what environments reserved is taken from it; cores may be promised several times,
+memory once. Something new fits or it does not; among those where it fits the policy chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from storage.quota_limits import size_words
+from storage.records import HostState
+
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an environment takes of its host while it runs."""
+
+    cpus: float
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """One host, and what is taken of it."""
+
+    host: str
+    state: HostState
+    reason: str = ""
+    """Why it is not online."""
+    is_here: bool = False
+    """Data sets and models can be mounted there."""
+    cpus: float = 0.0
+    """Cores of its machine."""
+    memory: int = 0
+    overcommit: float = 1.0
+    """How many times its cores may be promised."""
+    used_cpus: float = 0.0
+    used_memory: int = 0
+    environments: int = 0
+    """How many hold something of it."""
+
+    @property
+    def cpus_to_promise(self) -> float:
+        return self.cpus * self.overcommit
+
+    @property
+    def fullness(self) -> float:
+        """How much of that which is scarcest is taken, 0 to 1."""
+        if not self.cpus or not self.memory:
+            return 1.0
+        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory)
+
+    def lacks(self, need: Need) -> str:
+        """What of `need` it has not left, for people; empty if it fits."""
+        cpus, memory = self.cpus_to_promise - self.used_cpus, self.memory - self.used_memory
+        if need.cpus > cpus + _EPSILON:
+            return f"CPUs: {max(0.0, round(cpus, 6)):g} of {self.cpus_to_promise:g} left, {need.cpus:g} needed"
+        if need.memory > memory:
+            left = f"{size_words(max(0, memory))} of {size_words(self.memory)}"
+            return f"memory: {left} left, {size_words(need.memory)} needed"
+        return ""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A host, what the environment would take there, and why it may never have that there."""
+
+    room: Room
+    need: Need
+    refusals: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where it goes, or why nowhere: a few words for each host."""
+
+    offer: Offer | None
+    objections: Sequence[tuple[str, str]] = ()
+    is_never: bool = False
+    """No host can ever give that much."""
+
+    @property
+    def sentence(self) -> str:
+        """`no available host (gpu1: offline, gpu2: CPUs: 2 of 8 left, 4 needed)`; of a single host its own words."""
+        if self.is_never and len(self.objections) == 1:
+            return self.objections[0][1]
+        return f"no available host ({', '.join(f'{host}: {against}' for host, against in self.objections)})"
+
+
+_POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
+    "least-used": lambda room: (room.fullness, room.environments, room.host),
+    "pack": lambda room: (-room.fullness, -room.environments, room.host),
+    "spread": lambda room: (room.environments, room.fullness, room.host),
+}
+
+
+def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) -> Choice:
+    """The best of `offers` by `policy` of those that have room. The same offers give the same choice."""
+    against = {offer.room.host: objection(offer, must_be_here=must_be_here) for offer in offers}
+    fitting = [offer for offer in offers if not against[offer.room.host]]
+    if not fitting:
+        return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.refusals for offer in offers))
+    rank = _POLICIES[policy]
+    return Choice(min(fitting, key=lambda offer: rank(offer.room)))
+
+
+def objection(offer: Offer, *, must_be_here: bool = False) -> str:
+    """Why it cannot go there, in a few words; empty if it can."""
+    room = offer.room
+    if room.state is HostState.MAINTENANCE:
+        return "in maintenance" + (f", {room.reason}" if room.reason else "")
+    if room.state is HostState.OFFLINE:
+        return "offline" + (f", {room.reason}" if room.reason else "")
+    if must_be_here and not room.is_here:
+        return "data sets and models can be mounted on the gateway's own machine only"
+    return "; ".join(offer.refusals) or room.lacks(offer.need)

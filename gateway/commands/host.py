@@ -1,0 +1,97 @@
+"""`host`: the machines that run environments; list, show, drain, resume, for administrators."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from backends.hosts import HostView
+from gateway.commands.context import Context
+from gateway.commands.output import Row, amount, facts, moment, table
+from gateway.commands.parsing import Noun, Parser, Verb
+
+COLUMNS = {
+    "name": "NAME", "state": "STATE", "cpus": "CPUS", "memory": "MEMORY", "environments": "RUNNING",
+    "placed": "PLACED", "seen": "LAST SEEN", "reason": "NOTE",
+}  # fmt: skip
+
+
+async def _list(context: Context, options: argparse.Namespace) -> None:
+    views = await context.services.hosts.list(context.caller)
+    rows = [as_row(view) if options.json else as_texts(view) for view in views]
+    table(context, rows, COLUMNS, as_json=options.json, empty="no compute that serves has hosts")
+
+
+async def _show(context: Context, options: argparse.Namespace) -> None:
+    _print(context, await context.services.hosts.show(context.caller, options.name), as_json=options.json)
+
+
+async def _drain(context: Context, options: argparse.Namespace) -> None:
+    view = await context.services.hosts.drain(context.caller, options.name, options.reason)
+    _print(context, view, as_json=options.json)
+
+
+async def _resume(context: Context, options: argparse.Namespace) -> None:
+    _print(context, await context.services.hosts.resume(context.caller, options.name), as_json=options.json)
+
+
+def _print(context: Context, view: HostView, *, as_json: bool) -> None:
+    row = as_row(view) if as_json else {**as_texts(view), "placed": _names(view)}
+    facts(context, row, as_json=as_json)
+
+
+def as_row(view: HostView) -> Row:
+    """For programs; memory in bytes. `environments` hold something of it, `placed` have their home on it."""
+    room = view.room
+    return {
+        "name": view.name, "compute": view.compute, "state": view.state.value, "reason": room.reason,
+        "cpus": room.cpus, "cpus_reserved": room.used_cpus, "cpus_to_promise": room.cpus_to_promise,
+        "memory": room.memory, "memory_reserved": room.used_memory, "environments": room.environments,
+        "placed": _names(view), "is_here": room.is_here, "last_heartbeat": view.last_heartbeat,
+    }  # fmt: skip
+
+
+def as_texts(view: HostView) -> Row:
+    """A host for people: reserved of what there is."""
+    room = view.room
+    return {
+        "name": view.name,
+        "state": view.state.value,
+        "cpus": f"{room.used_cpus:g} of {room.cpus_to_promise:g}",
+        "memory": f"{amount(room.used_memory)} of {amount(room.memory)}",
+        "environments": room.environments,
+        "placed": len(view.placed),
+        "seen": moment(view.last_heartbeat) or "never",
+        "reason": room.reason,
+    }
+
+
+def _names(view: HostView) -> Sequence[str]:
+    return [f"{row.name}.{row.owner_name}" for row in view.placed]
+
+
+def _name(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="as in the settings; 'here' where they name none")
+
+
+def _name_and_reason(parser: Parser) -> None:
+    _name(parser)
+    parser.add_argument("--reason", metavar="WORDS", default="", help="shown to everybody who is turned away")
+
+
+NOUN = Noun(
+    "host",
+    "the machines that run environments",
+    (
+        Verb("list", "list all hosts, with what is reserved of them", _list,
+             about="Cores may be promised several times (backends.placement.cpu_overcommit), memory once.\n"
+             "An environment that is stopped keeps its place, where its files are, and reserves nothing.",
+             examples=("host list", "host list --json"), admin=True),
+        Verb("show", "show one host and the environments on it", _show, _name, examples=("host show gpu1",),
+             admin=True),
+        Verb("drain", "let nothing new start on a host; what runs goes on", _drain, _name_and_reason,
+             examples=("host drain gpu1 --reason 'new cards, back at six'",), admin=True),
+        Verb("resume", "let environments start on a host again", _resume, _name, examples=("host resume gpu1",),
+             admin=True),
+    ),
+)  # fmt: skip

@@ -1,0 +1,53 @@
+"""`ashore host …`: the same as the gateway's command, for whoever owns the data directory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from backends.hosts import Hosts, HostView
+from gateway.commands.host import COLUMNS, as_row, as_texts
+from gateway.commands.output import human, pad, to_json
+from gateway.operator.house import open_records, settings_of
+from storage.changes import Changes
+
+
+async def show(options: argparse.Namespace) -> int:
+    """All hosts."""
+    async with _hosts(options) as hosts:
+        return _tell(await hosts.all(), as_json=options.json)
+
+
+async def drain(options: argparse.Namespace) -> int:
+    """Let nothing new start on one."""
+    async with _hosts(options) as hosts:
+        return _tell([await hosts.drain_by_operator(options.name, options.reason)], as_json=options.json)
+
+
+async def resume(options: argparse.Namespace) -> int:
+    """Let environments start there again."""
+    async with _hosts(options) as hosts:
+        return _tell([await hosts.resume_by_operator(options.name)], as_json=options.json)
+
+
+@asynccontextmanager
+async def _hosts(options: argparse.Namespace) -> AsyncIterator[Hosts]:
+    settings = settings_of(options)
+    async with open_records(options) as records:
+        # Never started, as in `open_records`: the operator only tells.
+        changes = Changes(options.data / "run" / "changes")
+        yield Hosts(records.database, records.audit, changes, settings.backends)
+
+
+def _tell(views: Sequence[HostView], *, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(to_json([as_row(view) for view in views]))
+        return 0
+    rows = [[human(row.get(key)) for key in COLUMNS] for row in map(as_texts, views)]
+    rows = [list(COLUMNS.values()), *rows]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
+    for row in rows:
+        sys.stdout.write("  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    return 0

@@ -1,0 +1,80 @@
+"""`host`, and what `env` says of hosts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from backends.compute.memory import MemoryCompute, MemoryEngine
+from backends.compute.places import Capacity
+from backends.reconcilers.hosts import HostWatch
+from backends.services import Services
+from backends.settings import PlacementSettings
+from storage.access import Caller
+from tests.gateway.commands.conftest import Desk
+
+GIB = 1024**3
+
+
+@pytest.fixture
+async def hosted(services: Services, desk: Desk) -> AsyncIterator[Desk]:
+    """Two hosts behind `docker`."""
+    assert isinstance(services.computes, dict)
+    made = {}
+    for name, size in (("gpu1", 4), ("gpu2", 8)):
+        engine = MemoryEngine(services.recordings._directory / name)
+        engine.capacity = Capacity(float(size), size * GIB, is_here=False)
+        made[f"docker/{name}"] = MemoryCompute(engine)
+    services.computes.update(made)
+    await HostWatch(services.database, services.audit, services.changes, services.computes, PlacementSettings()).look()
+    yield Desk(replace(services))
+    for compute in made.values():
+        await compute.close()
+
+
+async def test_list_drain_resume(hosted: Desk, admin: Caller, alice: Caller) -> None:
+    made = await hosted.run(alice, "env create train --image debian --cpu 2 --memory 1GiB --host gpu1 --json")
+    assert made.status == 0, made.err
+    assert json.loads(made.out)["host"] == "gpu1"
+    rows = {row["name"]: row for row in json.loads((await hosted.run(admin, "host list --json")).out)}
+    assert set(rows) == {"gpu1", "gpu2"}
+    gpu1 = rows["gpu1"]
+    assert (gpu1["state"], gpu1["cpus"], gpu1["cpus_reserved"], gpu1["memory_reserved"], gpu1["placed"]) == (
+        "online", 4, 2, GIB, ["train.alice"],
+    )  # fmt: skip
+    drained = await hosted.run(admin, "host drain gpu1 --reason 'new cards'")
+    assert drained.status == 0, drained.err
+    assert "maintenance" in drained.out
+    assert "new cards" in drained.out
+    plan = json.loads((await hosted.run(alice, "env create b --image debian --dry-run --json")).out)
+    assert (plan["host"], plan["possible"]) == ("gpu2", True)
+    refused = await hosted.run(alice, "env create b --image debian --host gpu1")
+    assert (refused.status, refused.err) == (69, "no available host (gpu1: in maintenance, new cards)\n")
+    assert "online" in (await hosted.run(admin, "host resume gpu1")).out
+    lines = [line.split() for line in (await hosted.run(admin, "host list")).out.splitlines()]
+    assert lines[0][:2] == ["NAME", "STATE"]
+    assert lines[1][:5] == ["gpu1", "online", "2", "of", "16"]
+    shown = await hosted.run(admin, "host show gpu1")
+    assert "train.alice" in shown.out
+    events = await hosted.run(admin, "audit search --json")
+    assert {"host.drain", "host.resume"} <= {row["action"] for row in json.loads(events.out)}
+
+
+async def test_only_administrators(hosted: Desk, alice: Caller) -> None:
+    for command in ("host list", "host show gpu1", "host drain gpu1", "host resume gpu1"):
+        answer = await hosted.run(alice, command)
+        assert (answer.status, answer.out) == (77, "")
+
+
+async def test_what_is_not_there(hosted: Desk, admin: Caller) -> None:
+    answer = await hosted.run(admin, "host show moon")
+    assert (answer.status, answer.err) == (1, "there is no host 'moon'\n")
+    assert (await hosted.run(admin, "host drain ../x")).status == 2
+
+
+async def test_a_house_without_hosts(desk: Desk, admin: Caller) -> None:
+    answer = await desk.run(admin, "host list")
+    assert (answer.status, answer.out) == (0, "")

@@ -1,0 +1,96 @@
+"""The screen of hosts: for administrators, live, harmless, in both languages."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from storage.access import Caller
+from storage.clock import now
+from storage.records import Environment, Host
+from tests.tui.conftest import Menu
+from tests.tui.house import House
+from tests.tui.screen_text import assert_fits, assert_harmless, shows, text
+
+GIB = 1024**3
+EVIL = "x[/oops][@click=app.quit]\x1b]52;c;aGk=\x07\x9b2J\u202egnp"
+
+
+async def add(house: House, name: str, **values: object) -> None:
+    facts: dict[str, object] = {"is_up": True, "cpus": 8.0, "memory": 16 * GIB, "last_heartbeat": now()}
+    async with house.database.writing() as tx:
+        tx.add(Host(name=name, compute="docker", **(facts | values)))
+    house.changes.tell("host", name)
+
+
+async def test_a_host_is_drained_and_resumed(menu: Menu, house: House, alice: Caller, admin: Caller) -> None:
+    await add(house, "gpu1")
+    await add(house, "gpu2", is_up=False, reason="its SSH server does not answer", last_heartbeat=now() - timedelta(1))
+    async with house.database.writing() as tx:
+        tx.add(Environment(
+            owner_id=alice.user_id, owner_name=alice.name, workspace_id=alice.workspace_id, name="train",
+            compute="docker", host="gpu1", reserves=True, cpus=2, memory=4 * GIB, created=now(),
+        ))  # fmt: skip
+    app = menu(caller=admin)
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("h")
+        await shows(pilot, "gpu1", "online", "2 / 32", "4 GiB / 16 GiB", "train (alice)", "offline", "2 hosts")
+        await pilot.press("d")
+        await shows(pilot, "Let nothing new start on gpu1.")
+        await pilot.press(*"cards", "enter")
+        await shows(pilot, "maintenance", "cards", "Nothing new starts on gpu1")
+        await pilot.press("r")
+        await shows(pilot, "Environments may start on gpu1 again.", "online")
+        await pilot.press("down")
+        await shows(pilot, "its SSH server does not answer", "No environment is on it.")
+        await pilot.press("escape")
+        await shows(pilot, "Environments")
+
+
+async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice: Caller) -> None:
+    """With several hosts, defaults and refusals are those of the host that would be chosen."""
+    house.computes |= {"docker/gpu1": house.compute, "docker/gpu2": house.compute}
+    await add(house, "gpu1", memory=12 * GIB)
+    await add(house, "gpu2", is_drained=True, drain_reason="cards")
+    app = menu()
+    async with app.run_test(size=(110, 30), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, "Host: gpu1", "3 GiB")
+        await pilot.press("f2")
+        await shows(pilot, "dev", "requested", "on gpu1")
+        await house.hosts.drain_by_operator("gpu1")
+        await pilot.press("n")
+        await shows(pilot, "no available host (gpu1: in maintenance, gpu2: in maintenance, cards)")
+
+
+async def test_others_are_not_shown_it(menu: Menu, house: House) -> None:
+    await add(house, "gpu1")
+    app = menu()
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("h")
+        await pilot.press("colon", *"hosts", "enter")
+        await shows(pilot, "only administrators may do this")
+        assert "gpu1" not in text(app)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10)])
+@pytest.mark.parametrize("language", ["en", "zh"])
+async def test_hostile_words_at_every_size(
+    menu: Menu, house: House, admin: Caller, size: tuple[int, int], language: str
+) -> None:
+    await add(house, "gpu1", is_drained=True, drain_reason=EVIL)
+    await add(house, "g" * 48, is_up=False, reason="数据" * 60)
+    app = menu(language, caller=admin)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await pilot.pause(0.3)
+        await pilot.press("h")
+        await shows(pilot, "gpu1")
+        for keys in (("down",), ("d",), ("escape",), ("r",)):
+            await pilot.press(*keys)
+            await pilot.pause(0.1)
+            assert_harmless(app)
+        assert_fits(app)

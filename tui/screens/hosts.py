@@ -1,0 +1,148 @@
+"""The machines that run environments, for administrators: which answer, what is reserved of them, what is on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.message import Message
+
+from backends.hosts import HostView
+from storage.clock import now
+from storage.records import HostState
+from tui.desk import Desk
+from tui.texts import Texts, mark
+from tui.texts.formats import age_words, size_words
+from tui.texts.sentences import in_language
+from tui.widgets.dialogs import Ask
+from tui.widgets.line import Line, Plain
+from tui.widgets.page import Page
+from tui.widgets.table import Cell, Column, Row, Table
+
+_STATES = {
+    HostState.ONLINE: (mark("online"), "good"),
+    HostState.OFFLINE: (mark("offline"), "bad"),
+    HostState.MAINTENANCE: (mark("maintenance"), "busy"),
+}
+_MOST_NAMES = 12
+
+
+class HostsScreen(Page):
+    """The list of hosts, live; the environments of the selected one below it."""
+
+    TITLE_TEXT = mark("Hosts")
+    TOPICS = ("host", "environment")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "back", mark("Back"), key_display="Esc"),
+        Binding("d", "drain", mark("Drain")),
+        Binding("r", "resume", mark("Resume")),
+        Binding("j", "move(1)", mark("Down"), show=False),
+        Binding("k", "move(-1)", mark("Up"), show=False),
+    ]
+
+    class Loaded(Message):
+        """What `load` found."""
+
+        def __init__(self, views: Sequence[HostView]) -> None:
+            super().__init__()
+            self.views = views
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._views: Mapping[str, HostView] = {}
+
+    def compose_body(self) -> ComposeResult:
+        t = self.texts
+        yield Table(
+            [
+                Column(t("HOST"), least=8, most=32),
+                Column(t("STATE"), most=12),
+                Column(t("CPUS"), most=16, rank=1, right=True),
+                Column(t("MEMORY"), most=22, rank=2, right=True),
+                Column(t("RUNNING"), most=8, rank=3, right=True),
+                Column(t("LAST SEEN"), most=10, rank=4, right=True),
+            ],
+            id="hosts",
+        )
+        yield Plain(id="commands")
+        yield Line(id="status")
+
+    async def load(self) -> Message:
+        return self.Loaded(await self.desk.services.hosts.list(self.desk.caller))
+
+    # ---- what is shown ---------------------------------------------------------------------------------------
+    @on(Loaded)
+    def _loaded(self, event: Loaded) -> None:
+        moment = now()
+        self._views = {view.name: view for view in event.views}
+        self.query_one(Table).show_rows([_row(self.texts, view, moment) for view in event.views])
+        words = self.texts.plural("{n} host", "{n} hosts", len(event.views))
+        self.query_one("#status", Line).show(words)
+        self._show_selected()
+
+    @on(Table.Highlighted)
+    def _highlighted(self, event: Table.Highlighted) -> None:
+        event.stop()
+        self._show_selected()
+
+    def _show_selected(self) -> None:
+        view = self._selected()
+        self.query_one("#commands", Plain).show(_details(self.texts, view) if view else "")
+
+    def _selected(self) -> HostView | None:
+        return self._views.get(self.query_one(Table).key or "")
+
+    # ---- keys ------------------------------------------------------------------------------------------------
+    def action_back(self) -> None:
+        self.dismiss(None)
+
+    def action_move(self, step: int) -> None:
+        self.query_one(Table).action_move(step)
+
+    def action_drain(self) -> None:
+        view = self._selected()
+        if view is None:
+            return
+        name = view.name
+
+        def answered(reason: str | None) -> None:
+            if reason is not None:
+                done = self.texts("Nothing new starts on {name}; what runs goes on.", name=name)
+                self.attempt(lambda: self.desk.services.hosts.drain(self.desk.caller, name, reason), done)
+
+        question = self.texts("Let nothing new start on {name}. Why? (shown to everybody, may stay empty)", name=name)
+        self.app.push_screen(Ask(self.texts, question), answered)
+
+    def action_resume(self) -> None:
+        if view := self._selected():
+            name = view.name
+            done = self.texts("Environments may start on {name} again.", name=name)
+            self.attempt(lambda: self.desk.services.hosts.resume(self.desk.caller, name), done)
+
+
+def _row(texts: Texts, view: HostView, moment: datetime) -> Row:
+    word, tone = _STATES[view.state]
+    room, seen = view.room, view.last_heartbeat
+    return Row(
+        view.name,
+        (
+            Cell(view.name, "strong"),
+            Cell(texts(word), tone),
+            Cell(f"{room.used_cpus:g} / {room.cpus_to_promise:g}"),
+            Cell(f"{size_words(room.used_memory)} / {size_words(room.memory)}"),
+            Cell(str(room.environments)),
+            Cell(age_words(texts, seen, moment) if seen else "-", "dim"),
+        ),
+    )
+
+
+def _details(texts: Texts, view: HostView) -> str:
+    lines = [in_language(texts, view.room.reason)] if view.room.reason else []
+    names = [f"{row.name} ({row.owner_name})" for row in view.placed]
+    shown = ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "")
+    lines.append(texts("Environments: {names}", names=shown) if names else texts("No environment is on it."))
+    return "\n".join(lines)
