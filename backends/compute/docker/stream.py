@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import socket
 import struct
 from collections.abc import Sequence
 
+from backends.compute.hang_up import hang_up, has_hung_up
 from storage.errors import AshoreError, Conflict, NotFound, Unavailable
 
 _HEADER = struct.Struct(">BxxxL")
@@ -77,12 +77,12 @@ class ExecStream:
             while count := await loop.sock_recv_into(self._outer, buffer):
                 await loop.sock_sendall(self._engine, view[:count])
         except OSError:
-            if _has_hung_up(self._outer):
+            if has_hung_up(self._outer):
                 self._abandoned.set()
             return  # else the program takes no more; what it still says goes on
         with contextlib.suppress(OSError):
             self._engine.shutdown(socket.SHUT_WR)
-        await _hang_up(self._outer)
+        await hang_up(self._outer)
         self._abandoned.set()
 
     async def _pump_out(self) -> None:
@@ -200,23 +200,3 @@ async def _send(loop: asyncio.AbstractEventLoop, target: socket.socket, pieces: 
             continue
         await loop.sock_sendall(target, piece[sent:])
         sent = 0
-
-
-def _has_hung_up(end: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(end, 0)
-    return bool(poll.poll(0))
-
-
-async def _hang_up(end: socket.socket) -> None:
-    """Return when the other side of the pair is closed, not just its writing half."""
-    # A socket at EOF is always readable, so the loop cannot tell; an epoll that asks for nothing reports hang-up only.
-    loop = asyncio.get_running_loop()
-    seen = asyncio.Event()
-    with select.epoll() as watch:
-        watch.register(end, 0)
-        loop.add_reader(watch.fileno(), seen.set)
-        try:
-            await seen.wait()
-        finally:
-            loop.remove_reader(watch.fileno())
