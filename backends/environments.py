@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from backends import machines
 from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
@@ -126,15 +127,20 @@ class Environments:
         self.activity = Activity(database, changes, settings.lifecycle, clock)
         """Where doors tell signs of life."""
 
-    @property
-    def computes(self) -> Sequence[str]:
-        """Names of the computes that serve, the default first."""
+    def offered(self, caller: Caller) -> Sequence[str]:
+        """Names of the computes that serve and take the caller, the default first."""
         default = self._default_compute()
-        return sorted(self._kinds(), key=lambda name: (name != default, name))
+        known = self._settings.machines
+        names = [name for name in self._kinds() if name not in known or machines.may_use(caller, name, known[name])]
+        return sorted(names, key=lambda name: (name != default, name))
 
     def hosts_of(self, compute: str) -> Sequence[str]:
         """The hosts of a compute, by name; none for one that is a single machine."""
         return sorted(host_of(place) for place in self._computes if kind_of(place) == compute and host_of(place))
+
+    def is_machine(self, compute: str) -> bool:
+        """Whether it is an existing machine: no image, no limits, no data."""
+        return compute in self._settings.machines
 
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
         """The caller's environments by name; everybody's for administrators."""
@@ -374,13 +380,13 @@ class Environments:
             if taken:
                 refusals.append(f"you have an environment '{request.name}' already")
         if compute not in self._kinds():
-            offered = ", ".join(self.computes) or "none serves now"
+            offered = ", ".join(self.offered(caller)) or "none serves now"
             refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
         if compute == "local" and image:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
         if compute == "docker" and not image:
             image = self._settings.docker.default_image
-        placed = await self._placed(tx, compute, request)
+        placed = self._on_machine(caller, compute, request) or await self._placed(tx, compute, request)
         request = placed.request
         refusals += [*placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
@@ -391,6 +397,19 @@ class Environments:
             request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts,
             host=placed.host, no_room=placed.no_room,
         )  # fmt: skip
+
+    def _on_machine(self, caller: Caller, compute: str, request: Request) -> _Placed | None:
+        """On an existing machine; None: it is no machine."""
+        machine = self._settings.machines.get(compute)
+        if machine is None:
+            return None
+        limited = bool(request.cpus or request.memory)
+        wrong = machines.refusals(
+            caller, compute, machine, image=request.image, limited=limited, has_data=bool(request.data)
+        )
+        if request.host:
+            wrong.append(f"'{compute}' is one machine: leave the host out")
+        return _Placed(replace(request, cpus=0.0, memory=0), wrong=wrong)
 
     async def _placed(self, tx: Transaction, compute: str, request: Request) -> _Placed:
         hosts = self.hosts_of(compute)
@@ -475,6 +494,9 @@ class Environments:
         self, caller: Caller, action: Action, name: str, wish: Wish, *, restart: bool = False
     ) -> Environment:
         seen = await self._load(caller, action, name)
+        machine = self._settings.machines.get(seen.compute)
+        if wish is Wish.RUNNING and machine is not None:
+            require(caller, Action.MACHINE_USE, machines.shared(seen.compute, machine))
         async with self._refusing(caller, action, seen.name), self._database.writing() as tx:
             environment = await tx.get(Environment, seen.id, with_for_update=True)
             if environment is None:

@@ -155,12 +155,13 @@ async def into_environment(
                 services.environments.activity, environment.id, tap,
                 has_terminal=session.terminal is not None, is_protocol=route.door is Door.SFTP,
             )  # fmt: skip
+            relay = Relay(session, signs, end_of_output)
             with _present(connection, session, environment):
-                result = await Relay(session, signs, end_of_output).run(
-                    guest,
-                    command=route.command if route.door is Door.EXEC else None,
-                    subsystem="sftp" if route.door is Door.SFTP else None,
-                )
+                if route.door is Door.SFTP:
+                    result = await relay.run(guest, subsystem="sftp")
+                else:
+                    command = route.command if route.door is Door.EXEC else None
+                    result = await relay.run(guest, command=services.guests.command(environment, command))
         ended(result)
     return result
 

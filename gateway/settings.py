@@ -159,7 +159,7 @@ def _words(field: FieldInfo) -> list[str]:
 def _entry(annotation: object) -> type[BaseModel] | None:
     """What the tables of a setting like `hosts` look like; None for every other setting."""
     parts = get_args(annotation)
-    if get_origin(annotation) is dict and isinstance(parts[1], type) and issubclass(parts[1], BaseModel):
+    if get_origin(annotation) in (dict, Mapping) and isinstance(parts[1], type) and issubclass(parts[1], BaseModel):
         return parts[1]
     return None
 

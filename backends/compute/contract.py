@@ -163,3 +163,16 @@ class HasUsage(Protocol):
     async def usage(self, handle: str) -> Usage | None:
         """None: it does not run, or is gone. Unavailable: the engine cannot be asked."""
         ...
+
+
+@runtime_checkable
+class OnAccount(Protocol):
+    """An optional power of a compute: its programs run as an account that is there already, and has its own sshd.
+
+    They start in the environment's home, with HOME set to it; the guest's files are in `../run` as seen from there.
+    """
+
+    @property
+    def account(self) -> str:
+        """Whom the guest logs in as."""
+        ...

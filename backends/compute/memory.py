@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.hang_up import hang_up
 from backends.compute.places import Capacity
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
@@ -206,7 +206,7 @@ class MemoryCompute:
 async def _attend(workload: Workload, program: asyncio.subprocess.Process, end: socket.socket, tail: bytearray) -> None:
     """Stay with a program until it has ended; kill it when nobody is at the other end of its pipe."""
     assert program.stderr is not None
-    closed = asyncio.create_task(_hang_up(end), name="memory program hang-up")
+    closed = asyncio.create_task(hang_up(end), name="memory program hang-up")
     over = asyncio.create_task(program.wait(), name="memory program end")
     reading = asyncio.create_task(_keep_tail(program.stderr, tail), name="memory program stderr")
     try:
@@ -227,19 +227,6 @@ async def _keep_tail(stream: asyncio.StreamReader, tail: bytearray) -> None:
     while piece := await stream.read(65536):
         tail += piece
         del tail[:-_TAIL]
-
-
-async def _hang_up(end: socket.socket) -> None:
-    """Return when the other side of the pair is closed, not just its writing half."""
-    loop = asyncio.get_running_loop()
-    seen = asyncio.Event()
-    with select.epoll() as watch:
-        watch.register(end, 0)
-        loop.add_reader(watch.fileno(), seen.set)
-        try:
-            await seen.wait()
-        finally:
-            loop.remove_reader(watch.fileno())
 
 
 async def _end(workload: Workload, grace: float) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 from typing import Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+
+from backends.compute.hang_up import hang_up
 
 _PIECE = 256 * 1024
 
@@ -188,17 +189,3 @@ async def _from_engine(end: socket.socket, channel: Channel) -> None:
     with contextlib.suppress(OSError):
         while data := await channel.read():
             await loop.sock_sendall(end, data)
-
-
-async def hang_up(end: socket.socket) -> None:
-    """Return when the other side of a socket pair is closed, not just its writing half."""
-    # A socket at EOF is always readable, so the loop cannot tell; an epoll that asks for nothing reports hang-up only.
-    loop = asyncio.get_running_loop()
-    seen = asyncio.Event()
-    with select.epoll() as watch:
-        watch.register(end, 0)
-        loop.add_reader(watch.fileno(), seen.set)
-        try:
-            await seen.wait()
-        finally:
-            loop.remove_reader(watch.fileno())

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import socket
 import struct
 from collections.abc import Sequence
 
-from backends.compute.docker.lines import Line, hang_up
+from backends.compute.docker.lines import Line
+from backends.compute.hang_up import hang_up, has_hung_up
 from storage.errors import AshoreError, Conflict, NotFound, Unavailable
 
 _HEADER = struct.Struct(">BxxxL")
@@ -79,7 +79,7 @@ class ExecStream:
             while count := await loop.sock_recv_into(self._outer, buffer):
                 await loop.sock_sendall(self._engine, view[:count])
         except OSError:
-            if _has_hung_up(self._outer):
+            if has_hung_up(self._outer):
                 self._abandoned.set()
             return  # else the program takes no more; what it still says goes on
         with contextlib.suppress(OSError):
@@ -203,9 +203,3 @@ async def _send(loop: asyncio.AbstractEventLoop, target: socket.socket, pieces: 
             continue
         await loop.sock_sendall(target, piece[sent:])
         sent = 0
-
-
-def _has_hung_up(end: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(end, 0)
-    return bool(poll.poll(0))
