@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from backends.schedule import zone_of
@@ -126,6 +124,10 @@ class MachineSettings(Group):
     @field_validator("host_key")
     @classmethod
     def _is_a_public_key(cls, value: str) -> str:
+        # Here, as it takes a tenth of a second: every program of the operator reads settings, few of them machines.
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
         words = value.split()
         try:
             load_ssh_public_key(" ".join(words[:2]).encode())
