@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from backends import machines
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
 from backends.limits import Limits, Machine
@@ -99,11 +100,16 @@ class Environments:
         self._clock = clock
         self._uses = Uses(database, clock)
 
-    @property
-    def computes(self) -> Sequence[str]:
-        """Names of the computes that serve, the default first."""
+    def offered(self, caller: Caller) -> Sequence[str]:
+        """Names of the computes that serve and take the caller, the default first."""
         default = self._default_compute()
-        return sorted(self._computes, key=lambda name: (name != default, name))
+        known = self._settings.machines
+        names = [name for name in self._computes if name not in known or machines.may_use(caller, name, known[name])]
+        return sorted(names, key=lambda name: (name != default, name))
+
+    def is_machine(self, compute: str) -> bool:
+        """Whether it is an existing machine: no image, no limits, no data."""
+        return compute in self._settings.machines
 
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
         """The caller's environments by name; everybody's for administrators."""
@@ -266,6 +272,7 @@ class Environments:
     async def _plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
         compute = request.compute or self._default_compute()
         image = request.image
+        machine = self._settings.machines.get(compute)
         refusals: list[str] = []
         try:
             check_resource(request.name, kind="environment")
@@ -278,15 +285,23 @@ class Environments:
             if taken:
                 refusals.append(f"you have an environment '{request.name}' already")
         if compute not in self._computes:
-            offered = ", ".join(self.computes) or "none serves now"
+            offered = ", ".join(self.offered(caller)) or "none serves now"
             refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
         if compute == "local" and image:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
         if compute == "docker" and not image:
             image = self._settings.docker.default_image
-        cpus, memory = self.limits.filled(request.cpus, request.memory)
+        if machine is not None:
+            limited = bool(request.cpus or request.memory)
+            refusals += machines.refusals(
+                caller, compute, machine, image=image, limited=limited, has_data=bool(request.data)
+            )
+            cpus, memory = 0.0, 0
+        else:
+            cpus, memory = self.limits.filled(request.cpus, request.memory)
+            refusals += self.limits.refusals(cpus, memory)
         request = replace(request, cpus=cpus, memory=memory)
-        refusals += self.limits.refusals(cpus, memory) + _check_variables(request)
+        refusals += _check_variables(request)
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
         over = refusals_of(caller, quotas, _amounts(cpus, memory, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
@@ -328,6 +343,9 @@ class Environments:
         self, caller: Caller, action: Action, name: str, wish: Wish, *, restart: bool = False
     ) -> Environment:
         seen = await self._load(caller, action, name)
+        machine = self._settings.machines.get(seen.compute)
+        if wish is Wish.RUNNING and machine is not None:
+            require(caller, Action.MACHINE_USE, machines.shared(seen.compute, machine))
         async with self._refusing(caller, action, seen.name), self._database.writing() as tx:
             environment = await tx.get(Environment, seen.id, with_for_update=True)
             if environment is None:

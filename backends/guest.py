@@ -19,8 +19,8 @@ import asyncssh
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from backends.compute.contract import Compute, Pipe
-from backends.guest_files import ENTER, LOGIN_USER, guest_files
+from backends.compute.contract import Compute, OnAccount, Pipe
+from backends.guest_files import ENTER, ENTER_ACCOUNT, LOGIN_USER, account_files, at_home, guest_files
 from storage.access import Caller
 from storage.changes import Changes
 from storage.clock import Clock, now
@@ -90,7 +90,8 @@ class Guests:
         """
         host_key = await self.host_key(environment.owner_id, environment.name)
         client_key = asyncssh.generate_private_key("ssh-ed25519")
-        files = guest_files(environment, host_key.export_private_key(), client_key.export_public_key())
+        make = account_files if self._account(environment) else guest_files
+        files = make(environment, host_key.export_private_key(), client_key.export_public_key())
         sealed = self._vault.seal(client_key.export_private_key().decode())
         await self.drop(environment.id)
         async with self._database.writing() as tx:
@@ -114,8 +115,13 @@ class Guests:
         return " ".join(key.export_public_key().decode().split()[:2])
 
     def login_user(self, environment: Environment) -> str:
-        """The account to log in as; the same name in every environment (an alias of the image's own user, if any)."""
-        return LOGIN_USER
+        """The account to log in as: of the machine's, if it is one; else the same name in every environment (an alias
+        of the image's own user, if any)."""
+        return self._account(environment) or LOGIN_USER
+
+    def command(self, environment: Environment, command: str | None) -> str | None:
+        """What to ask the guest for so that `command` (None: a login shell) begins in the environment's home."""
+        return at_home(command) if self._account(environment) else command
 
     async def connect(
         self,
@@ -167,6 +173,10 @@ class Guests:
         await self._close(list(self._pool))
 
     # ---- inside ----------------------------------------------------------------------------------------------
+    def _account(self, environment: Environment) -> str:
+        compute = self._computes.get(environment.compute)
+        return compute.account if isinstance(compute, OnAccount) else ""
+
     async def _make_host_key(self, owner_id: str, name: str) -> EnvironmentKey:
         key = asyncssh.generate_private_key("ssh-ed25519")
         record = EnvironmentKey(
@@ -199,9 +209,10 @@ class Guests:
         if compute is None:
             raise Unavailable(f"the compute '{environment.compute}' is not there now")
         options = await self._options(environment, agent_path)
+        enter = ENTER_ACCOUNT if self._account(environment) else ENTER
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                pipe = await compute.open_pipe(environment.handle, ENTER, {})
+                pipe = await compute.open_pipe(environment.handle, enter, {})
                 async with _closed_on_error(pipe):
                     return await asyncssh.connect(environment.id, sock=pipe.socket, options=options)
         except TimeoutError as error:

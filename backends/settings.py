@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from storage.names import is_resource
 from storage.settings import Group
+
+_EMBEDDED = ("local", "docker")
 
 
 class LocalSettings(Group):
@@ -27,6 +31,42 @@ class DockerSettings(Group):
     """Processes and threads in one container."""
     shm_mib: int = 1024
     """Size of /dev/shm, MiB; data loaders of PyTorch need far more than Docker's 64."""
+
+
+class MachineSettings(Group):
+    address: str = Field(min_length=1)
+    """Host name or address of a Linux machine that runs OpenSSH."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    """Port of its SSH server."""
+    user: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+    """An ordinary account there, not root. All environments on this machine share it."""
+    host_key: str
+    """The machine's public host key, one line `ssh-ed25519 AAAA…` as in its /etc/ssh/ssh_host_ed25519_key.pub. Nothing
+    is sent to a machine that shows another one."""
+    key_file: str = Field(pattern=r"^/")
+    """Absolute path, on the gateway, of the private key that may log in there. No passphrase, readable by the gateway
+    alone."""
+    folder: str = Field(default=".ashore", pattern=r"^[A-Za-z0-9/._][A-Za-z0-9/._-]*$")
+    """Where environments are kept: below the account's home, or an absolute path."""
+    users: tuple[str, ...] = ()
+    """People who may have environments there. They can read and change each other's files. Administrators always
+    may."""
+    workspaces: tuple[str, ...] = ()
+    """Workspaces whose people may."""
+
+    @field_validator("host_key")
+    @classmethod
+    def _is_a_public_key(cls, value: str) -> str:
+        # Here, as it takes a tenth of a second: every program of the operator reads settings, few of them machines.
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+        words = value.split()
+        try:
+            load_ssh_public_key(" ".join(words[:2]).encode())
+        except (ValueError, UnsupportedAlgorithm):
+            raise ValueError("write the machine's public key as one line, ssh-ed25519 AAAA...") from None
+        return " ".join(words[:2])
 
 
 class EnvironmentSettings(Group):
@@ -108,3 +148,13 @@ class BackendSettings(Group):
     docker: DockerSettings = DockerSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
     cache: CacheSettings = CacheSettings()
+    machines: Mapping[str, MachineSettings] = {}
+    """Existing machines, reached over SSH; NAME is what people write after --compute."""
+
+    @field_validator("machines")
+    @classmethod
+    def _are_names(cls, machines: Mapping[str, MachineSettings]) -> Mapping[str, MachineSettings]:
+        for name in machines:
+            if not is_resource(name) or name in _EMBEDDED:
+                raise ValueError("a machine's name has 1 to 48 of a-z 0-9 . _ - and is not 'local' or 'docker'")
+        return machines

@@ -149,11 +149,12 @@ async def into_environment(
         connection, session, route.door, environment=environment.name, detail=route.command, before=before
     ) as ended:
         async with _tapped(connection, session, environment, route, ended.row) as tap:
-            result = await Relay(session, tap, end_of_output).run(
-                guest,
-                command=route.command if route.door is Door.EXEC else None,
-                subsystem="sftp" if route.door is Door.SFTP else None,
-            )
+            relay = Relay(session, tap, end_of_output)
+            if route.door is Door.SFTP:
+                result = await relay.run(guest, subsystem="sftp")
+            else:
+                command = route.command if route.door is Door.EXEC else None
+                result = await relay.run(guest, command=services.guests.command(environment, command))
         ended(result)
     return result
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.compute.registry import Computes
 from storage.database.migrate import pending
 from storage.errors import AshoreError, Unavailable
 from storage.objects.probe import State, probe
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from storage.settings import ObjectSettings
 
 _GIB = 1024**3
+_SEE_MACHINES = "see [backends.machines] in the settings, and try ssh from this machine with the same key"
 _PATIENCE = 15.0
 _PROBE_PATIENCE = 90.0
 
@@ -49,15 +51,18 @@ async def of_house(
 ) -> list[Finding]:
     """Database, object store, computes, and the disk under `data`; what is None is not looked at.
 
-    With `objects` the store is not only asked for a sign of life but for everything that uploads need of it; that
-    writes about 5 MiB into it and removes them again.
+    Machines of the settings that are not among the computes now are told as well. With `objects` the store is not
+    only asked for a sign of life but for everything that uploads need of it; that writes about 5 MiB into it and
+    removes them again.
     """
     findings = [await _of_database(database)]
     if objects is not None:
         findings += await of_endpoint(objects)
     elif store is not None:
         findings.append(await _of_store(store))
+    absent = computes.absent if isinstance(computes, Computes) else {}
     findings += await asyncio.gather(*(_of_compute(name, compute) for name, compute in computes.items()))
+    findings += [Finding(f"compute {name}", False, why, _SEE_MACHINES) for name, why in sorted(absent.items())]
     if not computes:
         findings.append(Finding("computes", False, "none serves", "install bubblewrap for 'local', or start Docker"))
     if data is not None:

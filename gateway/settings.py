@@ -13,7 +13,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -132,21 +132,37 @@ def example() -> str:
     for path, group, documentation in _groups("", Settings, ""):
         lines += ["", ""] + [f"## {line}" for line in textwrap.wrap(documentation, 100)] + [f"[{path}]"]
         for name, field in group.model_fields.items():
-            if isinstance(field.default, BaseModel):
+            if isinstance(field.default, BaseModel | dict):
                 continue
             lines += [f"## {line}" for line in textwrap.wrap(" ".join((field.description or "").split()), 100)]
             lines.append(f"# {name} = {_toml(field.default)}")
+    for path, row, documentation in _tables("", Settings):
+        lines += ["", ""] + [f"## {line}" for line in textwrap.wrap(f"One table for each. {documentation}", 100)]
+        lines.append(f"#[{path}.NAME]")
+        for name, field in row.model_fields.items():
+            lines += [f"## {line}" for line in textwrap.wrap(" ".join((field.description or "").split()), 100)]
+            lines.append(f"#{name} = {'...' if field.is_required() else _toml(field.default)}")
     return "\n".join(lines) + "\n"
 
 
 def _groups(path: str, model: type[BaseModel], documentation: str) -> Iterator[tuple[str, type[BaseModel], str]]:
-    if any(not isinstance(field.default, BaseModel) for field in model.model_fields.values()):
+    if any(not isinstance(field.default, BaseModel | dict) for field in model.model_fields.values()):
         yield path, model, documentation
     for name, field in model.model_fields.items():
         if isinstance(field.default, BaseModel):
             below = f"{path}.{name}" if path else name
             words = " ".join((field.description or "").split())
             yield from _groups(below, type(field.default), words)
+
+
+def _tables(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Fields that hold a table for each name: the path, what one table may hold, and the documentation."""
+    for name, field in model.model_fields.items():
+        below = f"{path}.{name}" if path else name
+        if isinstance(field.default, BaseModel):
+            yield from _tables(below, type(field.default))
+        elif isinstance(field.default, dict):
+            yield below, get_args(field.annotation)[1], " ".join((field.description or "").split())
 
 
 def _toml(value: object) -> str:

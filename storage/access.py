@@ -84,6 +84,7 @@ class Action(StrEnum):
     SESSION_KILL = "session.kill"
     RECORD_LIST = "record.list"
     RECORD_PLAY = "record.play"
+    MACHINE_USE = "machine.use"
     QUOTA_SHOW = "quota.show"
     QUOTA_SET = "quota.set"
     AUDIT_SEARCH = "audit.search"
@@ -138,7 +139,16 @@ class Variable:
     name: str
 
 
-Thing = Owned | Destination | SocketPath | Variable | None
+@dataclass(frozen=True)
+class SharedMachine:
+    """A machine whose environments share one account, and by its settings whom it takes."""
+
+    name: str
+    users: frozenset[str]
+    workspaces: frozenset[str]
+
+
+Thing = Owned | Destination | SocketPath | Variable | SharedMachine | None
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,8 @@ def decide(caller: Caller, action: Action, thing: Thing = None) -> Decision:
         return _decide_destination(caller, action, thing)
     if isinstance(thing, SocketPath):
         return _decide_socket(caller, action, thing)
+    if isinstance(thing, SharedMachine):
+        return _decide_machine(caller, action, thing)
     if isinstance(thing, Owned):
         return _decide_owned(caller, action, thing)
     return Decision(False, f"{action.value} is not possible here")
@@ -268,6 +280,14 @@ def _decide_destination(caller: Caller, action: Action, thing: Destination) -> D
     if action is Action.FORWARD_REMOTE:
         return Decision(False, "remote forwards (-R) are not offered")
     return Decision(False, "forwards reach the environment's own loopback only: 127.0.0.1, ::1 or localhost")
+
+
+def _decide_machine(caller: Caller, action: Action, thing: SharedMachine) -> Decision:
+    if action is not Action.MACHINE_USE:
+        return Decision(False, f"{action.value} is not possible here")
+    if caller.is_admin or caller.name in thing.users or caller.workspace in thing.workspaces:
+        return YES
+    return Decision(False, f"'{thing.name}' is not open to you: an administrator can add you to its settings")
 
 
 def _decide_socket(caller: Caller, action: Action, thing: SocketPath) -> Decision:

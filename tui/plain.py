@@ -106,7 +106,7 @@ class PlainMenu:
     async def _create(self, name: str) -> None:
         t, environments = self._texts, self._desk.services.environments
         name = name or await self._answer(t("Name [{default}]", default="dev")) or "dev"
-        offered = environments.computes
+        offered = environments.offered(self._desk.caller)
         compute = offered[0] if offered else ""
         if len(offered) > 1:
             question = t("Compute: {offered} [{default}]", offered=", ".join(offered), default=compute)

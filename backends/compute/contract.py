@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Progress = Callable[[str], None]
 """Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
@@ -141,4 +141,17 @@ class Compute(Protocol):
 
     async def close(self) -> None:
         """Let go of connections; workloads go on."""
+        ...
+
+
+@runtime_checkable
+class OnAccount(Protocol):
+    """An optional power of a compute: its programs run as an account that is there already, and has its own sshd.
+
+    They start in the environment's home, with HOME set to it; the guest's files are in `../run` as seen from there.
+    """
+
+    @property
+    def account(self) -> str:
+        """Whom the guest logs in as."""
         ...

@@ -245,7 +245,11 @@ def _new(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", default="", help="its name: a-z 0-9 . _ -")
     parser.add_argument("--name", metavar="NAME", dest="name_option", default="", help="the same as the first word")
     parser.add_argument("--image", default="", help="container image (default: what the operator set)")
-    parser.add_argument("--compute", default="", help="where: 'docker', or 'local' for a sandbox without an image")
+    parser.add_argument(
+        "--compute",
+        default="",
+        help="where: 'docker', 'local' for a sandbox without an image, or a machine's name",
+    )
     parser.add_argument(
         "--cpu", metavar="N", type=float, default=0.0, help="cores, 4 or 0.5 (default: as the operator set)"
     )

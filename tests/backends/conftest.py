@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from storage.clock import now
 from storage.database.engine import Database
 from storage.records import Environment, EnvironmentState
 from storage.vault import Vault
+from tests import machines
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +84,10 @@ async def train(bench: Bench, alice: Caller) -> Environment:
 
 def _silent(line: str) -> None:
     assert line
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory, guest: Path) -> Iterator[machines.Machine]:
+    """A machine for the compute kind `ssh`; each test has environments of its own there."""
+    with machines.served(tmp_path_factory.mktemp("machine"), guest) as machine:
+        yield machine

@@ -10,8 +10,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,9 @@ from backends.compute.contract import Compute, Pipe, WorkloadSpec
 from backends.compute.docker.driver import DockerCompute
 from backends.compute.local import LocalCompute
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.settings import BackendSettings
+from backends.compute.ssh.driver import MachineCompute
+from backends.settings import BackendSettings, MachineSettings
+from tests import machines
 
 IMAGE = "debian:bookworm"
 
@@ -45,6 +47,15 @@ class Kit:
     """In front of every other path inside."""
     isolates: bool = True
     """Whether programs inside are kept from anything at all."""
+    home_of: Callable[[str], str] = field(default=lambda _: "")
+    """The absolute path of a home, by the environment's id, where `home` is none."""
+    account: str = "developer"
+    hostname: str = "train"
+    programs: str = "sshd|ld.so|bash"
+    """Names of programs that run only while somebody is connected, as a pattern of the shell."""
+
+    def home_at(self, environment_id: str) -> str:
+        return self.home_of(environment_id) or self.home
 
     def spec(self, **more: object) -> WorkloadSpec:
         values: dict[str, object] = {
@@ -60,10 +71,17 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return guest_tree.build(tmp_path_factory.mktemp("guest"))
 
 
-@pytest.fixture(params=["memory", "local", "docker"])
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory, guest: Path) -> Iterator[machines.Machine]:
+    """One for all tests; they tell what is theirs by the environments' ids."""
+    with machines.served(tmp_path_factory.mktemp("machine"), guest) as machine:
+        yield machine
+
+
+@pytest.fixture(params=["memory", "local", "docker", "ssh"])
 async def kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
     made: list[Compute] = []
-    kit = KITS[request.param](tmp_path, guest, made)
+    kit = make_kit(request, tmp_path, guest, made)
     yield kit
     for compute in made:
         await compute.close()
@@ -131,7 +149,37 @@ def _docker(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
     return Kit("docker", again(), again, remove, leftovers, IMAGE, "/workspace", "/opt/ashore/run")
 
 
+def _ssh(machine: machines.Machine, made: list[Compute]) -> Kit:
+    settings = MachineSettings(
+        address=machine.address, port=machine.port, user=machines.ACCOUNT, host_key=machine.host_key,
+        key_file=str(machine.key_file),
+    )  # fmt: skip
+
+    def again() -> Compute:
+        made.append(MachineCompute("box", settings))
+        return made[-1]
+
+    async def remove(environment_id: str) -> None:
+        machine.run("rm", "-rf", machine.folder(environment_id))
+
+    def leftovers(environment_id: str) -> Sequence[str]:
+        return machine.run("find", f"/home/{machines.ACCOUNT}", "-name", f"*{environment_id}*").split()
+
+    def home_of(environment_id: str) -> str:
+        return f"{machine.folder(environment_id)}/home"
+
+    return Kit("box", again(), again, remove, leftovers, "", ".", "../run", home_of=home_of,
+               account=machines.ACCOUNT, hostname="gpu7", programs="bash")  # fmt: skip
+
+
 KITS = {"memory": _memory, "local": _local, "docker": _docker}
+
+
+def make_kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
+    """The kit that a test's parameter names; what it makes is to be closed."""
+    if request.param == "ssh":
+        return _ssh(request.getfixturevalue("machine"), made)
+    return KITS[request.param](tmp_path, guest, made)
 
 
 def docker(*words: str) -> str:

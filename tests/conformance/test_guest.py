@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -19,14 +21,29 @@ from storage.clock import now
 from storage.database.engine import Database
 from storage.records import Environment, EnvironmentState
 from storage.vault import Vault
-from tests.conformance.conftest import KITS, Kit, run
-
-Link = asyncssh.SSHClientConnection
+from tests.conformance.conftest import Kit, make_kit, run
 
 
-@pytest.fixture(params=["local", "docker"])
+class Link:
+    """A connection as the gateway uses it: commands are asked for as `Guests.command` says."""
+
+    def __init__(self, guests: Guests, environment: Environment, connection: asyncssh.SSHClientConnection) -> None:
+        self._command = partial(guests.command, environment)
+        self._connection = connection
+
+    async def run(self, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
+        return await self._connection.run(self._command(command), **more)
+
+    async def create_process(self, command: str | None = None, **more: Any) -> asyncssh.SSHClientProcess[str]:
+        return await self._connection.create_process(self._command(command), **more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+@pytest.fixture(params=["local", "docker", "ssh"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
-    kit = KITS[request.param](tmp_path, guest, [])
+    kit = make_kit(request, tmp_path, guest, [])
     yield kit
     await kit.compute.close()
 
@@ -62,7 +79,7 @@ async def train(place: Kit, guests: Guests, database: Database, alice: Caller) -
 
 @pytest.fixture
 async def link(guests: Guests, alice: Caller, train: Environment) -> Link:
-    return await guests.connect(alice, train)
+    return Link(guests, train, await guests.connect(alice, train))
 
 
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
@@ -75,9 +92,10 @@ async def test_output_and_complaints_stay_apart(link: Link) -> None:
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
 
 
-async def test_who_one_is_and_where(link: Link, place: Kit) -> None:
+async def test_who_one_is_and_where(link: Link, place: Kit, train: Environment) -> None:
+    home = place.home_at(train.id)
     done = await link.run('id -un; id -u; pwd; hostname; echo "$COLOUR"; touch file; ls -d ~')
-    assert done.stdout == f"developer\n1000\n{place.home}\ntrain\ndeep blue\n{place.home}\n"
+    assert done.stdout == f"{place.account}\n1000\n{home}\n{place.hostname}\ndeep blue\n{home}\n"
 
 
 async def test_the_marks_of_the_driver_do_not_show(link: Link) -> None:
@@ -160,10 +178,10 @@ async def test_forward_to_a_port(link: Link) -> None:
     assert await reader.read() == b"HELLO"
 
 
-async def test_forward_to_a_socket(link: Link, place: Kit) -> None:
+async def test_forward_to_a_socket(link: Link, place: Kit, train: Environment) -> None:
     server = await link.create_process(f'perl -e "{_LOCAL_SERVER}"'.replace("$", "\\$"))
     assert await server.stdout.readline() == "up\n"
-    reader, writer = await link.open_unix_connection(f"{place.home}/sock")
+    reader, writer = await link.open_unix_connection(f"{place.home_at(train.id)}/sock")
     writer.write(b"hello")
     writer.write_eof()
     assert await reader.read() == b"HELLO"
@@ -176,18 +194,18 @@ async def test_forwards_end_at_the_loopback(link: Link) -> None:
         await link.open_connection("127.0.0.1", 9)  # nobody listens
 
 
-async def test_sftp(link: Link, place: Kit, tmp_path: Path) -> None:
+async def test_sftp(link: Link, place: Kit, train: Environment, tmp_path: Path) -> None:
     data = os.urandom(5_000_000)
     (tmp_path / "there").write_bytes(data)
     async with link.start_sftp_client() as sftp:
         await sftp.put(tmp_path / "there", "data.bin")
         await sftp.get("data.bin", tmp_path / "back")
-        assert await sftp.getcwd() == place.home
+        assert await sftp.getcwd() == place.home_at(train.id)
         with pytest.raises(asyncssh.SFTPNoSuchFile):
             await sftp.stat("missing")
     assert (tmp_path / "back").read_bytes() == data
     done = await link.run("sha256sum < data.bin; stat -c %U data.bin")
-    assert str(done.stdout).split() == [hashlib.sha256(data).hexdigest(), "-", "developer"]
+    assert str(done.stdout).split() == [hashlib.sha256(data).hexdigest(), "-", place.account]
 
 
 async def test_a_hundred_channels(link: Link) -> None:
@@ -207,12 +225,12 @@ async def test_nothing_stays_after_a_terminal_is_cut_off(
     await asyncio.sleep(0.3)
     link.abort()
     await guests.drop(train.id)
-    script = """
+    script = f"""
     exec 2>/dev/null
     for i in $(seq 100); do
       f=; for p in /proc/[0-9]*; do
-        read -r name < $p/comm && case $name in sshd|ld.so|bash) f=$p;; esac
-        case $(tr '\\0' ' ' < $p/cmdline) in 'sleep 471'*) f=$p;; esac
+        read -r name < $p/comm && case $name in {place.programs}) f=$p;; esac
+        case $(tr '\\0' ' ' < $p/cmdline) in 'sleep 471'*|/opt/*@pts*) f=$p;; esac
       done
       [ -n "$f" ] || exit 0
       sleep 0.1

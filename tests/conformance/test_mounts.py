@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from backends.compute.contract import HostMount, WorkloadSpec
-from tests.conformance.conftest import Kit, run
+from backends.compute.contract import Compute, HostMount, WorkloadSpec
+from tests.conformance.conftest import Kit, make_kit, run
 
 Up = tuple[Kit, str, WorkloadSpec]
 DATA = "/gemini/data-1"
+
+
+@pytest.fixture(params=["memory", "local", "docker"])
+async def kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
+    """Those that show folders of the host at all; an existing machine refuses."""
+    made: list[Compute] = []
+    yield make_kit(request, tmp_path, guest, made)
+    for compute in made:
+        await compute.close()
 
 
 @pytest.fixture

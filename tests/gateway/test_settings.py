@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.composition import HouseSettings
 from gateway.settings import Settings, example, load
 from storage.errors import BadInput
 
@@ -95,6 +96,36 @@ def test_variables_that_kubernetes_makes_are_none_of_ours(monkeypatch: pytest.Mo
     }.items():
         monkeypatch.setenv(name, value)
     assert load(None).gateway.port == 2022
+
+
+MACHINE = """[backends.machines.gpu7]
+address = "gpu7.example.org"
+user = "ashore"
+host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILUHRBntthKg9Y8mH+qerxvw+bxhoLptBtHSxo63OpiJ root@gpu7"
+key_file = "/root/.ssh/ashore-gpu7"
+"""
+
+
+def test_a_table_for_each_machine(file: Path, tmp_path: Path) -> None:
+    """Also as the processes of the menu read it."""
+    file.write_text(MACHINE)
+    backends = load(file).backends
+    assert (backends.machines["gpu7"].port, backends.machines["gpu7"].users) == (22, ())
+    HouseSettings(backends=backends).save(tmp_path / "house.json")
+    assert HouseSettings.read(tmp_path / "house.json").backends == backends
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("user =", "usr ="), "'backends.machines.gpu7.user' is wrong: Field required"),
+        (("AAAAC3", "AAAA"), "'backends.machines.gpu7.host_key' is wrong"),
+        (("machines.gpu7", "machines.docker"), "'backends.machines' is wrong"),
+    ],
+)
+def test_mistakes_about_machines_name_the_key(file: Path, change: tuple[str, str], said: str) -> None:
+    file.write_text(MACHINE.replace(*change))
+    assert said in refusal(file)
 
 
 def test_secrets_are_never_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

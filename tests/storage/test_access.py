@@ -9,6 +9,7 @@ from storage.access import (
     Caller,
     Destination,
     Owned,
+    SharedMachine,
     SocketPath,
     Thing,
     Variable,
@@ -29,6 +30,7 @@ DATASET = Owned("data set", "mnist", "a", "w1")
 SEALED = Owned("data set", "mnist:v1", "a", "w1", sealed=True)
 THINGS: list[Thing] = [
     None, TRAIN, DATASET, SEALED, Destination(TRAIN, "127.0.0.1", 80), SocketPath(TRAIN, "/tmp/s"), Variable("LANG"),
+    SharedMachine("box", frozenset({"alice"}), frozenset()),
 ]  # fmt: skip
 INTO = (Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT)
 
@@ -90,6 +92,19 @@ def test_socket_forwards(path: str, allowed: bool) -> None:
 )  # fmt: skip
 def test_environment_variables(name: str, allowed: bool) -> None:
     assert decide(ALICE, Action.SET_VARIABLE, Variable(name)).allowed is allowed
+
+
+def test_machines_take_those_of_their_settings_and_administrators() -> None:
+    by_name, by_workspace, closed = (
+        SharedMachine("box", frozenset(users), frozenset(workspaces))
+        for users, workspaces in (({"alice"}, {}), ({}, {"team"}), ({}, {}))
+    )
+    allowed = [
+        [decide(caller, Action.MACHINE_USE, one).allowed for caller in (ALICE, BOB, EVE, ADMIN)]
+        for one in (by_name, by_workspace, closed)
+    ]
+    assert allowed == [[True, False, False, True], [True, True, False, True], [False, False, False, True]]
+    assert not decide(ADMIN, Action.SHELL, by_name).allowed
 
 
 def test_data_sets() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from backends.environments import Environments
 from backends.services import Address
-from backends.settings import BackendSettings, EnvironmentSettings
+from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings
 from storage.access import Caller
 from storage.accounts import Accounts
 from storage.assets import Datasets
@@ -139,6 +139,12 @@ class FakeTerminal:
         return self.written.decode()
 
 
+def _machine_of(*users: str) -> MachineSettings:
+    """An existing machine; nobody else sees it."""
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILUHRBntthKg9Y8mH+qerxvw+bxhoLptBtHSxo63OpiJ"
+    return MachineSettings(address="192.0.2.1", user="trainer", host_key=line, key_file="/nowhere", users=users)
+
+
 class House:
     """Services as the screens see them, and hands for what other parts of the house would do."""
 
@@ -146,8 +152,11 @@ class House:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
-        computes = cast("Any", {"docker": self.compute, "local": self.compute})
-        settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
+        computes = cast("Any", {"docker": self.compute, "local": self.compute, "box": self.compute})
+        settings = BackendSettings(
+            environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024),
+            machines={"box": _machine_of("bob")},
+        )
         self.quotas = Quotas(database, audit, changes)
         self.environments = Environments(database, audit, changes, computes, settings, quotas=self.quotas)
         self.sessions = Sessions(database, audit, changes)

@@ -183,3 +183,24 @@ async def test_refusals_of_data_in_chinese(menu: Menu) -> None:
         await until(pilot, lambda: can_create(app))
         app.screen.query_one("#datasets", Input).value = "nothing"
         await shows(pilot, "没有名为「nothing」的数据集")
+
+
+async def test_a_machine_asks_for_a_name_only(menu: Menu, house: House, bob: Caller) -> None:
+    """What it cannot limit or show is not asked for; what was typed for another compute before does not count."""
+    app = menu(caller=bob)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await until(pilot, lambda: can_create(app))
+        app.screen.query_one("#cpus", Input).value = "2"
+        app.screen.query_one("#compute", Select).value = "box"
+        await until(pilot, lambda: not app.screen.query_one("#memory-field").display)
+        await until(pilot, lambda: can_create(app))
+        await pilot.press("f2")
+        await shows(pilot, "dev", "requested")
+        made = await house.environments.show(bob, "dev")
+        assert (made.compute, made.cpus, made.memory) == ("box", 0, 0)
+
+
+async def test_a_machine_of_others_is_not_offered(menu: Menu, house: House, alice: Caller) -> None:
+    assert list(house.environments.offered(alice)) == ["docker", "local"]

@@ -29,6 +29,8 @@ from tui.widgets.references import ReferencesInput
 
 _DEBOUNCE_SECONDS = 0.15
 _TAKES_IMAGE = frozenset({"docker"})
+_OF_MACHINES_NEVER = ("cpus", "memory", AssetKind.DATASET.folder, AssetKind.MODEL.folder)
+"""Fields that are hidden for an existing machine."""
 
 
 class CreateEnvironmentScreen(Page):
@@ -66,7 +68,8 @@ class CreateEnvironmentScreen(Page):
     def compose_body(self) -> ComposeResult:
         t = self.texts
         limits = self.desk.services.environments.limits
-        computes = [(Text(printable(name, limit=40)), name) for name in self.desk.services.environments.computes]
+        offered = self.desk.services.environments.offered(self.desk.caller)
+        computes = [(Text(printable(name, limit=40)), name) for name in offered]
         with VerticalScroll(id="form", can_focus=False):
             yield from self._field("name", t("Name"), Input(self._proposed, id="name", compact=True, max_length=48))
             yield from self._field(
@@ -111,6 +114,8 @@ class CreateEnvironmentScreen(Page):
 
     def _show_fields(self) -> None:
         self.query_one("#image-field").display = self._compute() in _TAKES_IMAGE
+        for name in _OF_MACHINES_NEVER:
+            self.query_one(f"#{name}-field").display = not self._is_machine()
 
     def _plan_soon(self) -> None:
         self._is_fine = False
@@ -151,11 +156,16 @@ class CreateEnvironmentScreen(Page):
         value = self.query_one("#compute", Select).value
         return value if isinstance(value, str) else ""
 
+    def _is_machine(self) -> bool:
+        return self.desk.services.environments.is_machine(self._compute())
+
     def _value(self, name: str) -> str:
         return self.query_one(f"#{name}", Input).value.strip()
 
     def _request(self) -> Request:
         compute = self._compute()
+        if self._is_machine():
+            return Request(name=self._value("name"), compute=compute)
         return Request(
             name=self._value("name"),
             compute=compute,
