@@ -46,8 +46,8 @@ def _tell(views: Sequence[HostView], *, as_json: bool) -> int:
         sys.stdout.write(to_json([as_row(view) for view in views]))
         return 0
     rows = [[human(row.get(key)) for key in COLUMNS] for row in map(as_texts, views)]
-    rows = [list(COLUMNS.values()), *rows]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
+    rows = [list(COLUMNS.values()), *rows] if rows else []
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(COLUMNS))]
     for row in rows:
         sys.stdout.write("  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
     return 0

@@ -19,6 +19,7 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
+from storage.records import Host
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +124,18 @@ def test_quotas_beside_the_gateway(tmp_path: Path, key: Path) -> None:
         wrong = ashore("quota", *arguments, "--data", data)
         assert (wrong.returncode, wrong.stdout) == (2, "")
     assert ashore("quota", "show", "--user", "nobody", "--data", data).returncode == 1
+
+
+async def test_hosts_beside_the_gateway(data_dir: Path, database: Database) -> None:
+    async with database.writing() as tx:
+        tx.add(Host(name="gpu1", compute="docker", is_up=True, cpus=8.0, memory=16 * 1024**3))
+    drained = ashore("host", "drain", "gpu1", "--reason", "cards", "--json", "--data", data_dir)
+    assert drained.returncode == 0, drained.stderr
+    (row,) = json.loads(drained.stdout)
+    assert (row["state"], row["reason"], row["placed"]) == ("maintenance", "cards", [])
+    assert ashore("host", "resume", "gpu1", "--data", data_dir).stdout.splitlines()[1].split()[:2] == ["gpu1", "online"]
+    missing = ashore("host", "drain", "moon", "--data", data_dir)
+    assert (missing.returncode, missing.stdout, missing.stderr) == (1, "", "ashore: there is no host 'moon'\n")
 
 
 def test_init_writes_settings_that_are_read(tmp_path: Path) -> None:
