@@ -39,10 +39,13 @@ def quit_menu(tmux: Tmux) -> None:
 
 @pytest.mark.parametrize("compute", ["local", "docker"])
 def test_create_connect_exit_quit(gateway: Gateway, tmux: Tmux, compute: str) -> None:
-    name = f"menu-{compute}"
+    # The name says neither compute: `choose_compute` looks for both words on the screen.
+    name = {"local": "menu-one", "docker": "menu-two"}[compute]
     open_menu(tmux, gateway, "bob")
     try:
-        tmux.press("n", "C-u", name)
+        tmux.press("n")
+        tmux.wait_for("New environment")
+        tmux.press("C-u", name)
         tmux.wait_for(rf"New environment[\s\S]*{name}")
         choose_compute(tmux, compute)
         tmux.press("F2")
