@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backends.environments import Request
@@ -14,14 +14,14 @@ from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, size
 from storage.errors import NotFound
 from storage.names import printable
-from storage.records import AssetKind
+from storage.records import AssetKind, GpuMode
 
 if TYPE_CHECKING:
     from storage.records import Environment
 
 _COLUMNS = {
     "name": "NAME", "owner": "OWNER", "state": "STATE", "compute": "COMPUTE", "image": "IMAGE",
-    "cpus": "CPUS", "memory_text": "MEMORY", "note": "NOTE",
+    "cpus": "CPUS", "memory_text": "MEMORY", "gpus_text": "GPUS", "note": "NOTE",
 }  # fmt: skip
 
 
@@ -62,6 +62,8 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
         "image": plan.image,
         "cpus": plan.request.cpus,
         "memory": plan.request.memory if as_json else _memory(plan.request.memory),
+        "gpus": gpu_rows(plan.cards) if as_json else list(plan.cards.values()),
+        "gpu_mode": plan.gpus.mode.value if plan.gpus.count else "",
         "processes": plan.processes or None,
         "variables": sorted(request.variables),
         "mounts": [_mount(one.kind, one.reference, one.path) for one in plan.mounts],
@@ -138,6 +140,10 @@ def as_row(environment: Environment, mounts: Sequence[Row] = ()) -> Row:
         "image": environment.image,
         "cpus": environment.cpus,
         "memory": environment.memory,
+        "gpus": gpu_rows(environment.cards) if environment.reserves else [],
+        "gpus_wanted": environment.gpus,
+        "gpu_mode": environment.gpu_mode.value,
+        "gpu_model": environment.gpu_model,
         "variables": sorted(environment.variables or {}),
         "mounts": list(mounts),
         "progress": environment.progress,
@@ -148,10 +154,24 @@ def as_row(environment: Environment, mounts: Sequence[Row] = ()) -> Row:
     }
 
 
+def gpu_rows(cards: Mapping[str, object]) -> list[Row]:
+    """Cards as programs see them."""
+    return [{"uuid": uuid, "model": str(model)} for uuid, model in cards.items()]
+
+
+def _gpus(environment: Environment) -> Row:
+    """What people read of them: those that it has now, or what it asked for."""
+    if not environment.gpus:
+        return {"gpus": "", "gpus_wanted": "", "gpu_mode": "", "gpu_model": ""}
+    held = [f"{uuid} ({model})" for uuid, model in environment.cards.items()] if environment.reserves else []
+    return {"gpus": held, "gpu_mode": environment.gpu_mode.value, "gpu_model": environment.gpu_model}
+
+
 def _texts(environment: Environment) -> Row:
     return {
         "cpus": _cores(environment.cpus),
         "memory_text": _memory(environment.memory),
+        "gpus_text": environment.gpus or "",
         "note": environment.progress or environment.reason,
     }
 
@@ -160,6 +180,7 @@ async def _print(context: Context, environment: Environment, options: argparse.N
     (row,) = await _rows(context, [environment])
     if not options.json:
         row = {**row, "memory": _memory(environment.memory), "cpus": _cores(environment.cpus), "mounts": _mounts(row)}
+        row |= _gpus(environment)
     facts(context, row, as_json=options.json)
 
 
@@ -214,6 +235,9 @@ def _request(options: argparse.Namespace) -> Request:
         variables=dict(options.env),
         data=tuple(options.data),
         host=options.host,
+        gpus=options.gpu,
+        gpu_model=options.gpu_model,
+        gpu_mode=options.gpu_mode,
     )
 
 
@@ -256,6 +280,18 @@ def _new(parser: Parser) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE", type=checked(size), default=0, help="such as 16GiB (default: as the operator set)"
     )
+    parser.add_argument("--gpu", metavar="N", type=int, default=0, help="GPUs, by default whole ones and for it alone")
+    parser.add_argument(
+        "--gpu-model",
+        metavar="WORDS",
+        default="",
+        help="part of the model's name (a100), or a MIG profile (1g.10gb)",
+    )
+    parser.add_argument(
+        "--gpu-mode", choices=[mode.value for mode in GpuMode], default="",
+        help="exclusive: whole cards (default); shared: with a few others, and Docker does not divide the memory of the"
+        " card, so who takes too much makes the others fail; mig: a device of a divided card; none: no GPU",
+    )  # fmt: skip
     parser.add_argument(
         "--env", metavar="K=V", type=checked(assignment), action="append", default=[],
         help="an environment variable for everything inside; may be repeated",
@@ -286,6 +322,7 @@ NOUN = Noun(
             examples=(
                 "env create train --wait",
                 "env create train --image debian:bookworm --cpu 4 --memory 16GiB --wait",
+                "env create train --gpu 2 --gpu-model a100 --wait",
                 "env create train --data mnist:v1 --model vision/resnet --wait",
                 "env create scratch --compute local --env EDITOR=vim",
                 "env create train --image debian:bookworm --dry-run",
