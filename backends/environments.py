@@ -21,10 +21,11 @@ from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
 from backends.compute.places import host_of, kind_of, place_of
+from backends.gpus import GpuNeed, asked
 from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
 from backends.limits import Limits, Machine
 from backends.mounts import Choice, PlannedMount, begin_mounts, mount_variables, plan_mounts
-from backends.reservations import Ask, Reservations
+from backends.reservations import Ask, Reservations, gpu_need
 from backends.settings import BackendSettings
 from storage.access import Action, Caller, Destination, Owned, require
 from storage.audit import AuditTrail, Event
@@ -60,6 +61,11 @@ class Request:
     lifecycle: LifecycleChoice = LifecycleChoice()
     host: str = ""
     """Of a compute that has several; empty: one that has room."""
+    gpus: int = 0
+    gpu_model: str = ""
+    """Part of the name of the model, or of a MIG profile. With it, or with a mode, 0 GPUs mean one."""
+    gpu_mode: str = ""
+    """`exclusive` (also what empty means), `shared`, `mig` or `none`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class Plan:
     """The host that it would get; empty for a compute without hosts."""
     no_room: Sequence[str] = ()
     """Those refusals that say that no host has room for it now."""
+    gpus: GpuNeed = GpuNeed()
+    cards: Mapping[str, str] = field(default_factory=dict)
+    """UUID → model of the GPUs that it would get."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class _Placed:
     no_room: Sequence[str] = ()
     wrong: Sequence[str] = ()
     """What can never be."""
+    cards: Mapping[str, str] = field(default_factory=dict)
 
 
 class Environments:
@@ -196,12 +206,14 @@ class Environments:
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,
                 memory=request.memory, variables={**request.variables, **mount_variables(plan.mounts)},
                 host=plan.host, reserves=bool(plan.host), created=self._clock(), lifecycle_from=self._clock(),
+                gpus=plan.gpus.count, gpu_mode=plan.gpus.mode, gpu_model=plan.gpus.model, cards=dict(plan.cards),
             )  # fmt: skip
             request.lifecycle.apply_to(environment)
             tx.add(environment)
             facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
             facts |= {"host": plan.host} if plan.host else {}
             facts |= {"cpus": request.cpus, "memory": request.memory, "lifecycle": environment.lifecycle.value}
+            facts |= {"gpus": list(plan.cards), "gpu_mode": plan.gpus.mode.value} if plan.cards else {}
             await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CREATE, thing=request.name, **facts))
             await tx.flush()
             await begin_mounts(tx, self._audit, caller, environment, plan.mounts, self._uses)
@@ -386,19 +398,22 @@ class Environments:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
         if compute == "docker" and not image:
             image = self._settings.docker.default_image
-        placed = self._on_machine(caller, compute, request) or await self._placed(tx, compute, request)
+        need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
+        need = replace(need, workspace_id=caller.workspace_id)
+        placed = self._on_machine(caller, compute, request, need)
+        placed = placed or await self._placed(tx, compute, request, need)
         request = placed.request
-        refusals += [*placed.wrong, *placed.no_room, *_check_variables(request)]
+        refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
-        over = refusals_of(caller, quotas, _amounts(request.cpus, request.memory, is_new=True))
+        over = refusals_of(caller, quotas, _amounts(request.cpus, request.memory, need.count, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
         refusals += over + list(against) + request.lifecycle.refusals()
         return Plan(
             request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts,
-            host=placed.host, no_room=placed.no_room,
+            host=placed.host, no_room=placed.no_room, gpus=need, cards=placed.cards,
         )  # fmt: skip
 
-    def _on_machine(self, caller: Caller, compute: str, request: Request) -> _Placed | None:
+    def _on_machine(self, caller: Caller, compute: str, request: Request, gpus: GpuNeed) -> _Placed | None:
         """On an existing machine; None: it is no machine."""
         machine = self._settings.machines.get(compute)
         if machine is None:
@@ -409,9 +424,11 @@ class Environments:
         )
         if request.host:
             wrong.append(f"'{compute}' is one machine: leave the host out")
+        if gpus.count:
+            wrong.append(f"'{compute}' gives out no GPUs: it is a machine as it is")
         return _Placed(replace(request, cpus=0.0, memory=0), wrong=wrong)
 
-    async def _placed(self, tx: Transaction, compute: str, request: Request) -> _Placed:
+    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed) -> _Placed:
         hosts = self.hosts_of(compute)
         cpus, memory = self.limits.filled(request.cpus, request.memory)
         filled = replace(request, cpus=cpus, memory=memory)
@@ -419,37 +436,42 @@ class Environments:
             named, offered = printable(request.host, limit=48), ", ".join(hosts) or "none"
             return _Placed(filled, wrong=[f"there is no host '{named}' (offered: {offered})"])
         if not hosts:
-            return _Placed(filled, wrong=self.limits.refusals(cpus, memory))
-        ask = Ask(request.cpus, request.memory, must_be_here=bool(request.data))
+            without = [f"the compute '{printable(compute, limit=40)}' has no GPUs"] if gpus.count else []
+            return _Placed(filled, wrong=[*self.limits.refusals(cpus, memory), *without])
+        ask = Ask(request.cpus, request.memory, gpus, must_be_here=bool(request.data))
         found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
         if found.offer is None:
             if found.is_never:
                 return _Placed(filled, wrong=found.sentence.split("; "))
             return _Placed(filled, no_room=[found.sentence])
         need = found.offer.need
-        return _Placed(replace(request, cpus=need.cpus, memory=need.memory), found.offer.room.host)
+        return _Placed(
+            replace(request, cpus=need.cpus, memory=need.memory), found.offer.room.host,
+            cards={card.uuid: card.words for card in found.offer.cards},
+        )  # fmt: skip
 
     async def _reserve(self, tx: Transaction, environment: Environment) -> None:
         """Take room on its host again. Unavailable: there is none now.
 
-        It stays where its home is; one that was never made may go elsewhere.
+        It stays where its home is; one that was never made may go elsewhere. GPUs are those that it had, if they are
+        free.
         """
         if not environment.host or environment.reserves:
             return
         await self._reservations.hold(tx, environment.compute)
         has_data = bool(await mounted(tx, [environment.id]))
-        ask = Ask(environment.cpus, environment.memory, must_be_here=has_data)
+        ask = Ask(environment.cpus, environment.memory, gpu_need(environment), must_be_here=has_data)
         hosts = self.hosts_of(environment.compute)
-        if environment.host in hosts:
-            against = await self._reservations.objection(tx, environment.compute, environment.host, ask)
-        else:
+        offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
+        if environment.host not in hosts:
             against = "it is not in the settings"
         if against and environment.started is None and not environment.handle:
             found = await self._reservations.choose(tx, environment.compute, hosts, ask)
             if found.offer is not None:
-                environment.host, against = found.offer.room.host, ""
+                offer, environment.host, against = found.offer, found.offer.room.host, ""
         if against:
             raise Unavailable(f"'{environment.name}' cannot start on its host {environment.host} now ({against})")
+        environment.cards = {card.uuid: card.words for card in offer.cards}
         environment.reserves = True
 
     def _processes(self, compute: str) -> int:
@@ -482,7 +504,7 @@ class Environments:
         held = holds(environment)
         if held and environment.wish is Wish.RUNNING:
             return
-        more = _amounts(environment.cpus, environment.memory, is_new=False)
+        more = _amounts(environment.cpus, environment.memory, environment.gpus, is_new=False)
         lines = await self._quotas.lines_of(tx, owner, list(more))
         if held:
             # It counts although it may hold nothing any more, as one that failed and is being stopped.
@@ -513,7 +535,9 @@ class Environments:
                 environment.restarts += 1
             environment.version += 1
             verb = "environment.restart" if restart else action
-            await self._audit.add(tx, Event.by(caller, verb, thing=environment.name, owner=environment.owner_name))
+            facts: dict[str, Any] = {"owner": environment.owner_name}
+            facts |= {"gpus": list(environment.cards)} if wish is Wish.RUNNING and environment.cards else {}
+            await self._audit.add(tx, Event.by(caller, verb, thing=environment.name, **facts))
         self._changes.tell("environment", environment.id)
         return environment
 
@@ -563,9 +587,9 @@ def settled(environment: Environment) -> bool:
     return environment.state.value == environment.wish.value
 
 
-def _amounts(cpus: float, memory: int, *, is_new: bool) -> Amounts:
+def _amounts(cpus: float, memory: int, gpus: int, *, is_new: bool) -> Amounts:
     """What an environment takes when it starts."""
-    running: dict[Resource, float] = {Resource.CPUS: cpus, Resource.MEMORY: memory}
+    running: dict[Resource, float] = {Resource.CPUS: cpus, Resource.MEMORY: memory, Resource.GPUS: gpus}
     return {Resource.ENVIRONMENTS: 1, **running} if is_new else running
 
 

@@ -1,7 +1,7 @@
 """Which host a new environment gets. Pure: no database and no engine here.
 
 A host has what its machine has, and what environments reserved is taken from it; cores may be promised several times,
-memory once. Something new fits or it does not; among those where it fits the policy chooses.
+memory once, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from backends.gpus import Card, GpuNeed, impossible, lacks, pick
 from storage.quota_limits import size_words
 from storage.records import HostState
 
@@ -22,6 +23,7 @@ class Need:
     cpus: float
     memory: int
     """Bytes."""
+    gpus: GpuNeed = GpuNeed()
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,17 @@ class Room:
     used_memory: int = 0
     environments: int = 0
     """How many hold something of it."""
+    cards: Sequence[Card] = ()
+    shares: int = 1
+    """How many may share a card."""
 
     @property
     def cpus_to_promise(self) -> float:
         return self.cpus * self.overcommit
+
+    @property
+    def cards_in_use(self) -> int:
+        return sum(bool(card.holders) for card in self.cards)
 
     @property
     def fullness(self) -> float:
@@ -63,7 +72,7 @@ class Room:
         if need.memory > memory:
             left = f"{size_words(max(0, memory))} of {size_words(self.memory)}"
             return f"memory: {left} left, {size_words(need.memory)} needed"
-        return ""
+        return lacks(self.cards, need.gpus, self.shares)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,17 @@ class Offer:
     room: Room
     need: Need
     refusals: Sequence[str] = ()
+
+    @property
+    def cards(self) -> Sequence[Card]:
+        """Those that it would get there."""
+        return pick(self.room.cards, self.need.gpus, self.room.shares)
+
+    @property
+    def never(self) -> Sequence[str]:
+        """Everything that it can never have there."""
+        gpus = impossible(self.room.cards, self.need.gpus) if self.room.cpus else ""
+        return [*self.refusals, *([gpus] if gpus else [])]
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,7 @@ def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) 
     against = {offer.room.host: objection(offer, must_be_here=must_be_here) for offer in offers}
     fitting = [offer for offer in offers if not against[offer.room.host]]
     if not fitting:
-        return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.refusals for offer in offers))
+        return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
     rank = _POLICIES[policy]
     return Choice(min(fitting, key=lambda offer: rank(offer.room)))
 
@@ -118,4 +138,4 @@ def objection(offer: Offer, *, must_be_here: bool = False) -> str:
         return "offline" + (f", {room.reason}" if room.reason else "")
     if must_be_here and not room.is_here:
         return "data sets and models can be mounted on the gateway's own machine only"
-    return "; ".join(offer.refusals) or room.lacks(offer.need)
+    return "; ".join(offer.never) or room.lacks(offer.need)

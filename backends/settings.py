@@ -39,6 +39,11 @@ class DockerHostSettings(Group):
     """Cores to share out. 0: all that the machine has."""
     memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory to share out, MiB. 0: all that the machine has."""
+    gpus: tuple[str, ...] = ()
+    """GPUs to share out, by UUID (`nvidia-smi -L`); that of a card means its MIG devices too. Empty: all."""
+    gpu_driver: Literal["nvidia", "cdi"] = "nvidia"
+    """How this Docker gives GPUs: `nvidia` by the hook of the NVIDIA Container Toolkit, `cdi` by files that it makes
+    (`nvidia-ctk cdi generate --device-name-strategy=uuid`)."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -134,6 +139,12 @@ class MachineSettings(Group):
         except (ValueError, UnsupportedAlgorithm):
             raise ValueError("write the machine's public key as one line, ssh-ed25519 AAAA...") from None
         return " ".join(words[:2])
+
+
+class GpuSettings(Group):
+    shares: Annotated[int, Field(ge=1, le=64)] = 4
+    """Environments that may have one card together, of those that ask for the mode `shared`. Docker divides neither
+    its memory nor its time among them."""
 
 
 class EnvironmentSettings(Group):
@@ -245,6 +256,7 @@ class BackendSettings(Group):
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
     placement: PlacementSettings = PlacementSettings()
+    gpus: GpuSettings = GpuSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
     cache: CacheSettings = CacheSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()

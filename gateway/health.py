@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.compute.places import HasGpus
 from backends.compute.registry import Computes
 from storage.database.migrate import pending
 from storage.errors import AshoreError, Unavailable
@@ -63,6 +65,8 @@ async def of_house(
     absent = computes.absent if isinstance(computes, Computes) else {}
     findings += await asyncio.gather(*(_of_compute(name, compute) for name, compute in computes.items()))
     findings += [Finding(f"compute {name}", False, why, _SEE_MACHINES) for name, why in sorted(absent.items())]
+    gpus = await asyncio.gather(*(_of_gpus(name, one) for name, one in computes.items() if isinstance(one, HasGpus)))
+    findings += gpus
     if not computes:
         findings.append(Finding("computes", False, "none serves", "install bubblewrap for 'local', or start Docker"))
     if data is not None:
@@ -120,6 +124,19 @@ async def _of_compute(name: str, compute: Compute) -> Finding:
         return Finding(f"compute {name}", False, "does not answer")
     except AshoreError as error:
         return Finding(f"compute {name}", False, error.message)
+
+
+async def _of_gpus(name: str, compute: HasGpus) -> Finding:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            models = Counter(f"{card.model} {card.profile}".strip() for card in await compute.gpus())
+    except TimeoutError:
+        return Finding(
+            f"GPUs {name}", False, "their driver does not answer", "see dmesg and nvidia-smi on that machine"
+        )
+    except AshoreError as error:
+        return Finding(f"GPUs {name}", False, error.message, "see nvidia-smi on that machine")
+    return Finding(f"GPUs {name}", True, ", ".join(f"{count} x {model}" for model, count in models.items()) or "none")
 
 
 def _of_disk(data: Path) -> Finding:

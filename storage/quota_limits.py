@@ -1,7 +1,8 @@
 """What is counted, what is allowed, and the sentence for what does not fit. Pure: no database here.
 
-Environments count from their creation to their end, also while they are stopped. Their CPUs and memory count while
-they run, are wished to run, or may still hold what they had.
+Environments count from their creation to their end, also while they are stopped. Their CPUs, memory and GPUs count
+while they run, are wished to run, or may still hold what they had. Each GPU counts one, also one that is shared and a
+MIG device: a quota says on how many somebody may be.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Resource(StrEnum):
     ENVIRONMENTS = "environments"
     CPUS = "cpus"
     MEMORY = "memory"
+    GPUS = "gpus"
     STORAGE = "storage"
     UPLOADS = "uploads"
     PARKED = "parked"
@@ -51,16 +53,17 @@ _NOUNS = {
     Resource.ENVIRONMENTS: "environments",
     Resource.CPUS: "CPUs",
     Resource.MEMORY: "memory",
+    Resource.GPUS: "GPUs",
     Resource.STORAGE: "storage",
     Resource.UPLOADS: "interrupted uploads",
     Resource.PARKED: "interrupted uploads' storage",
 }
 _IN_BYTES = frozenset({Resource.MEMORY, Resource.STORAGE, Resource.PARKED})
-RUNNING = (Resource.ENVIRONMENTS, Resource.CPUS, Resource.MEMORY)
+RUNNING = (Resource.ENVIRONMENTS, Resource.CPUS, Resource.MEMORY, Resource.GPUS)
 """What environments use."""
 OF = {
     Holder.USER: tuple(Resource),
-    Holder.WORKSPACE: (Resource.ENVIRONMENTS, Resource.CPUS, Resource.MEMORY, Resource.STORAGE),
+    Holder.WORKSPACE: (*RUNNING, Resource.STORAGE),
 }
 Amounts = Mapping[Resource, float]
 Allowed = Mapping[Resource, float | None]
@@ -112,6 +115,7 @@ def defaults(quotas: QuotaSettings, objects: ObjectSettings, *, environments: in
             Resource.ENVIRONMENTS: environments,
             Resource.CPUS: limit(quotas.user_cpus),
             Resource.MEMORY: limit(quotas.user_memory_mib, _MIB),
+            Resource.GPUS: limit(quotas.user_gpus),
             Resource.STORAGE: limit(quotas.user_storage_gib, _GIB),
             Resource.UPLOADS: objects.parked_most,
             Resource.PARKED: objects.parked_gib * _GIB,
@@ -120,6 +124,7 @@ def defaults(quotas: QuotaSettings, objects: ObjectSettings, *, environments: in
             Resource.ENVIRONMENTS: limit(quotas.workspace_environments),
             Resource.CPUS: limit(quotas.workspace_cpus),
             Resource.MEMORY: limit(quotas.workspace_memory_mib, _MIB),
+            Resource.GPUS: limit(quotas.workspace_gpus),
             Resource.STORAGE: limit(objects.workspace_gib, _GIB),
         },
     }
@@ -150,7 +155,7 @@ def checked(resource: Resource, amount: float | None, holder: Holder) -> float |
 
 
 def holds(environment: Environment) -> bool:
-    """Whether its CPUs and memory count. The rule of `quota_usage.HOLDS`, for one that is loaded."""
+    """Whether its CPUs, memory and GPUs count. The rule of `quota_usage.HOLDS`, for one that is loaded."""
     if environment.state in HOLDING:
         return True
     return environment.wish is Wish.RUNNING and environment.state is not EnvironmentState.FAILED

@@ -16,7 +16,7 @@ HOLDS: ColumnElement[bool] = or_(
     Environment.state.in_(HOLDING),
     and_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.FAILED),
 )
-"""Environments whose CPUs and memory count."""
+"""Environments whose CPUs, memory and GPUs count."""
 
 
 async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resource]) -> Amounts:
@@ -51,9 +51,13 @@ async def _by_environments(tx: Transaction, subject: Subject) -> Amounts:
         func.count(),
         func.coalesce(func.sum(case((HOLDS, Environment.cpus), else_=0.0)), 0.0),
         func.coalesce(func.sum(case((HOLDS, Environment.memory), else_=0)), 0),
+        func.coalesce(func.sum(case((HOLDS, Environment.gpus), else_=0)), 0),
     ).where(column == subject.id)
-    count, cpus, memory = (await tx.execute(query)).one()
-    return {Resource.ENVIRONMENTS: int(count), Resource.CPUS: round(float(cpus), 6), Resource.MEMORY: int(memory)}
+    count, cpus, memory, gpus = (await tx.execute(query)).one()
+    return {
+        Resource.ENVIRONMENTS: int(count), Resource.CPUS: round(float(cpus), 6), Resource.MEMORY: int(memory),
+        Resource.GPUS: int(gpus),
+    }  # fmt: skip
 
 
 async def _by_uploads(tx: Transaction, subject: Subject) -> Amounts:

@@ -141,7 +141,7 @@ class Quotas:
     ) -> Sequence[QuotaLine]:
         values = {resource: checked(resource, amount, holder) for resource, amount in amounts.items()}
         if not values:
-            raise BadInput("say what to set: environments, cpus, memory, storage, uploads or parked")
+            raise BadInput("say what to set: environments, cpus, memory, gpus, storage, uploads or parked")
         async with self._database.writing() as tx:
             subject = await _subject(tx, holder, name)
             row = await tx.get(Quota, (holder, subject.id))

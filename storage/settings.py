@@ -76,6 +76,9 @@ class QuotaSettings(Group):
     """Cores that the environments of one person may have together while they run. 0: no limit."""
     user_memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory that the environments of one person may have together while they run, MiB. 0: no limit."""
+    user_gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs that the environments of one person may have together while they run; one that is shared, and a MIG device,
+    count as one. 0: no limit."""
     user_storage_gib: Annotated[float, Field(ge=0)] = 0
     """What the files of one person's data sets and models may hold, GiB, also a fraction. 0: no limit."""
     workspace_environments: Annotated[int, Field(ge=0)] = 0
@@ -84,6 +87,8 @@ class QuotaSettings(Group):
     """Cores that the environments of one workspace may have together while they run. 0: no limit."""
     workspace_memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory that the environments of one workspace may have together while they run, MiB. 0: no limit."""
+    workspace_gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs that the environments of one workspace may have together while they run. 0: no limit."""
     webhook: SecretStr = SecretStr("")
     """`http://…` or `https://…` that gets one JSON message when somebody's usage crosses `warn_percent`; its `text` is
     what chat services show. Empty: nobody is told. Only this address is asked, redirects are not followed."""

@@ -54,6 +54,9 @@ class WorkloadSpec:
     """Cores; 0: no limit."""
     memory: int = 0
     """Bytes; 0: no limit."""
+    gpus: Sequence[str] = ()
+    """UUIDs of the GPUs that it sees, and no others. A workload that was made with other ones is made anew by `create`,
+    with everything that its owner stored in it."""
     variables: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[HostMount] = ()
     """The same at every start of one workload."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.hang_up import hang_up
-from backends.compute.places import Capacity
+from backends.compute.places import Capacity, GpuFact
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -65,6 +65,7 @@ class MemoryEngine:
         self.usage = Usage(cpu=0.0, memory=0, processes=1)
         """What every running workload is said to take."""
         self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
+        self.gpus: list[GpuFact] = []
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -85,6 +86,10 @@ class MemoryCompute:
         self._answer()
         return self._engine.capacity
 
+    async def gpus(self) -> Sequence[GpuFact]:
+        self._answer()
+        return tuple(self._engine.gpus)
+
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         self._answer()
         if spec.image == MISSING_IMAGE:
@@ -95,6 +100,9 @@ class MemoryCompute:
             workload = Workload(spec, self._engine.directory / spec.id)
             workload.home.mkdir(parents=True, exist_ok=True)
             self._engine.workloads[handle] = workload
+        elif self._engine.workloads[handle].spec.gpus != spec.gpus:
+            await _end(self._engine.workloads[handle], 0)
+            self._engine.workloads[handle] = Workload(spec, self._engine.directory / spec.id)
         return handle
 
     async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:

@@ -5,6 +5,7 @@ Computes of a process are kept by place. What a host can give is an optional pow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -41,4 +42,27 @@ class HasCapacity(Protocol):
 
     async def capacity(self) -> Capacity:
         """What its machine has. Unavailable: it does not answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class GpuFact:
+    """A card of a host, or a device of a card in MIG mode."""
+
+    uuid: str
+    model: str
+    memory: int
+    """Bytes."""
+    parent: str = ""
+    """Of a MIG device: the UUID of its card."""
+    profile: str = ""
+    """Of a MIG device: such as `1g.10gb`."""
+
+
+@runtime_checkable
+class HasGpus(Protocol):
+    """An optional power of a compute: its machine may have GPUs."""
+
+    async def gpus(self) -> Sequence[GpuFact]:
+        """Those that may be shared out. Unavailable: they cannot be asked now, and nothing follows from it."""
         ...

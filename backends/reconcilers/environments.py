@@ -16,9 +16,11 @@ from typing import Protocol
 from backends.compute.contract import Compute, Found, HostMount, Progress, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
+from backends.gpus import lost, lost_words
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.reconcilers.rows import TOPIC, EnvironmentRows
+from backends.reservations import Reservations
 from backends.settings import BackendSettings
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -86,7 +88,7 @@ class EnvironmentReconciler:
         data: Data | None = None,
     ) -> None:
         self._data = data
-        self._rows = EnvironmentRows(database, audit, changes)
+        self._rows = EnvironmentRows(database, audit, changes, Reservations(settings))
         self._computes = computes
         self._guests = guests
         self._settings = settings.environments
@@ -118,13 +120,14 @@ class EnvironmentReconciler:
         """Ids of the environments that are not as they should be, by the records or by their engines."""
         answers = await self._ask_all()
         rows = await self._rows.all()
+        present = await self._rows.present_gpus()
         states: dict[tuple[str, str], State] = {}
         for place, found in answers.items():
             self._report_orphans(place, found, rows)
             # Only its own host is asked about an environment: two of them may show the same engine.
             states |= {(place, item.environment_id): item.state for item in found}
         return [row.id for row in rows if _needs_care(row, states.get((_place(row), row.id), State.GONE),
-                                                      _place(row) not in answers)]  # fmt: skip
+                                                      _place(row) not in answers, present)]  # fmt: skip
 
     async def _ask_all(self) -> Mapping[str, Sequence[Found]]:
         """What each engine has; those that do not answer, or not yet, are missing."""
@@ -184,7 +187,7 @@ class EnvironmentReconciler:
             await self._bring_down(environment, compute)
         elif environment.state is EnvironmentState.RUNNING:
             stopped = await self._bring_down(environment, compute)  # its owner asked for a restart
-            if stopped is not None:
+            if stopped is not None and stopped.state is EnvironmentState.STOPPED:
                 await self._bring_up(stopped, compute)
         elif environment.state is EnvironmentState.FAILED:
             await self._give_back(environment, compute)  # its engine was away when it failed
@@ -209,7 +212,8 @@ class EnvironmentReconciler:
             reason = printable(status.reason, limit=300) or otherwise
             await self._rows.move(environment, EnvironmentState.FAILED, reason=reason, is_at_rest=True)
         else:
-            await self._note(environment, "")
+            missing = lost(environment.cards, await self._rows.present_gpus()) if running and environment.cards else ()
+            await self._note(environment, lost_words(missing))
 
     async def _bring_up(self, environment: Environment, compute: Compute) -> None:
         seen = await self._enter(environment, EnvironmentState.CREATING)
@@ -253,6 +257,7 @@ class EnvironmentReconciler:
             workspace=await self._rows.workspace_name(environment.workspace_id), image=environment.image,
             cpus=environment.cpus, memory=environment.memory,
             variables={name: str(value) for name, value in environment.variables.items()}, guest_files=files,
+            gpus=tuple(environment.cards),
             mounts=await self._data.points(environment) if self._data is not None else (),
         )  # fmt: skip
         handle = await compute.create(spec, lines.set)
@@ -337,7 +342,7 @@ class _LastLine:
         self.text = printable(text, limit=200)
 
 
-def _needs_care(row: Environment, state: State, is_silent: bool) -> bool:
+def _needs_care(row: Environment, state: State, is_silent: bool, present: frozenset[str]) -> bool:
     """Whether record and engine differ, or the record's reason may be out of date."""
     if row.state is EnvironmentState.FAILED and row.wish is Wish.RUNNING:
         is_left = state is State.RUNNING or (row.started is None and state is State.STOPPED) or row.reserves
@@ -345,7 +350,9 @@ def _needs_care(row: Environment, state: State, is_silent: bool) -> bool:
     if not settled(row):
         return True
     if row.state is EnvironmentState.RUNNING:
-        return not row.reason if is_silent else bool(row.reason) or state is not State.RUNNING
+        if is_silent:
+            return not row.reason
+        return row.reason != lost_words(lost(row.cards, present)) or state is not State.RUNNING
     if is_silent or state is State.STOPPED:
         return False
     return state is State.RUNNING or (bool(row.handle) and row.reason != _REMOVED)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from backends.compute.contract import Compute
-from backends.compute.places import Capacity, HasCapacity, host_of, kind_of
+from backends.compute.places import Capacity, GpuFact, HasCapacity, HasGpus, host_of, kind_of
 from backends.hosts import TOPIC
 from backends.settings import PlacementSettings
 from storage.audit import AuditTrail, Event
@@ -22,9 +22,11 @@ from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.errors import AshoreError
 from storage.names import printable
-from storage.records import Environment, Host
+from storage.records import Environment, Gpu, Host
 
 log = logging.getLogger(__name__)
+_GPU_SECONDS = 5.0
+"""How long one look waits for what hosts say of their GPUs; those that are slower are heard at a later one."""
 MISSED = 3
 """Signs of life that may be missing before a host is offline."""
 _SILENT = "it does not answer"
@@ -50,16 +52,24 @@ class HostWatch:
         self._settings = settings
         self._clock = clock
         self._missed: dict[str, int] = {}
+        self._asked: dict[str, asyncio.Task[Sequence[GpuFact]]] = {}
+        """What hosts are being asked of their GPUs: a driver may hang, and must not be asked twice then."""
+        self._troubles: dict[str, str] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await asyncio.sleep(self._settings.heartbeat_seconds)
-            try:
-                await self.look()
-            except Exception:
-                # The wall of this loop: a defect, or a database that is away, must not end all looking.
-                log.exception("looking at the hosts failed")
+        try:
+            while True:
+                await asyncio.sleep(self._settings.heartbeat_seconds)
+                try:
+                    await self.look()
+                except Exception:
+                    # The wall of this loop: a defect, or a database that is away, must not end all looking.
+                    log.exception("looking at the hosts failed")
+        finally:
+            for task in self._asked.values():
+                task.cancel()
+            await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
     async def look(self) -> None:
         """Ask everybody once; those who answer are noted at once, whoever keeps silent."""
@@ -69,6 +79,7 @@ class HostWatch:
             if host_of(place) and isinstance(compute, HasCapacity)
         }
         await asyncio.gather(*(self._ask(place, compute) for place, compute in hosts.items()))
+        await self._ask_gpus({place: one for place, one in hosts.items() if place not in self._missed})
         await self._forget({host_of(place) for place in hosts})
 
     async def _ask(self, place: str, compute: HasCapacity) -> None:
@@ -113,6 +124,68 @@ class HostWatch:
             log.warning("the host %s is offline: %s", host_of(place), reason)
             self._tell(place)
 
+    # ---- GPUs ------------------------------------------------------------------------------------------------
+    async def _ask_gpus(self, hosts: Mapping[str, HasCapacity]) -> None:
+        for place, compute in hosts.items():
+            if isinstance(compute, HasGpus) and place not in self._asked:
+                self._asked[place] = asyncio.create_task(compute.gpus(), name=f"GPUs of {place}")
+        if self._asked:
+            await asyncio.wait(self._asked.values(), timeout=_GPU_SECONDS)
+        # One after the other: two hosts may be the same machine, and a card belongs to one of them.
+        for place, task in tuple(self._asked.items()):
+            if task.done():
+                del self._asked[place]
+                await self._hear_gpus(place, task)
+
+    async def _hear_gpus(self, place: str, task: asyncio.Task[Sequence[GpuFact]]) -> None:
+        try:
+            facts = task.result()
+        except (AshoreError, TimeoutError) as error:
+            # Nothing follows from it: what was known of its cards holds.
+            trouble = error.message if isinstance(error, AshoreError) else _SILENT
+            if self._troubles.get(place) != trouble:
+                log.warning("the GPUs of the host %s are not known: %s", host_of(place), printable(trouble, limit=300))
+            self._troubles[place] = trouble
+        else:
+            self._troubles.pop(place, None)
+            await self._see_gpus(host_of(place), facts)
+
+    async def _see_gpus(self, host: str, facts: Sequence[GpuFact]) -> None:
+        """Write down which cards are there. One that has vanished is kept as long as somebody holds it."""
+        seen = {fact.uuid: fact for fact in facts}
+        changed: list[tuple[str, Gpu]] = []
+        async with self._database.writing() as tx:
+            await tx.get(Host, host, with_for_update=True)
+            known = {row.uuid: row for row in await tx.scalars(select(Gpu))}
+            for uuid, fact in seen.items():
+                row = known.get(uuid)
+                if row is not None and row.host != host and row.is_present:
+                    continue  # the same machine under another name
+                if row is None or row.host != host or not row.is_present:
+                    row = row or Gpu(uuid=uuid)
+                    tx.add(row)
+                    changed.append(("host.gpu.found", row))
+                row.host, row.model, row.memory, row.is_present = host, fact.model, fact.memory, True
+                row.parent, row.profile = fact.parent, fact.profile
+            held = await tx.scalars(select(Environment.cards).where(Environment.reserves.is_(True)))
+            in_use = {uuid for cards in held for uuid in cards}
+            for row in known.values():
+                if row.host == host and row.uuid not in seen:
+                    if row.is_present:
+                        changed.append(("host.gpu.lost", row))
+                    row.is_present = False
+                    if row.uuid not in in_use:
+                        await tx.delete(row)
+            for action, row in changed:
+                outcome = "failed" if action == "host.gpu.lost" else "ok"
+                detail = {"gpu": row.uuid, "model": row.model, "held": row.uuid in in_use}
+                await self._audit.add(tx, Event(action, outcome, thing=host, detail=detail))
+        for action, row in changed:
+            log.info("%s: %s of %s", action, row.uuid, host)
+        if changed:
+            self._changes.tell(TOPIC, host)
+            self._changes.tell("environment")
+
     async def _forget(self, known: set[str]) -> None:
         """Hosts that are in no settings any more go with their last environment."""
         async with self._database.writing() as tx:
@@ -120,6 +193,7 @@ class HostWatch:
                 if await tx.scalar(select(Environment.id).where(Environment.host == row.name).limit(1)):
                     row.is_up, row.reason = False, _UNKNOWN
                 else:
+                    await tx.execute(delete(Gpu).where(Gpu.host == row.name))
                     await tx.delete(row)
 
     def _tell(self, place: str) -> None:

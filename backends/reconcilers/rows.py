@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from backends.reservations import Reservations
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
@@ -20,11 +21,12 @@ TOPIC = "environment"
 class EnvironmentRows:
     """The environments' records, as the reconciler changes them."""
 
-    def __init__(self, database: Database, audit: AuditTrail, changes: Changes) -> None:
+    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, reservations: Reservations) -> None:
         self._database = database
         self._audit = audit
         self._changes = changes
         self._uses = Uses(database)
+        self._reservations = reservations
 
     async def all(self) -> Sequence[Environment]:
         async with self._database.reading() as tx:
@@ -33,6 +35,11 @@ class EnvironmentRows:
     async def load(self, environment_id: str) -> Environment | None:
         async with self._database.reading() as tx:
             return await tx.get(Environment, environment_id)
+
+    async def present_gpus(self) -> frozenset[str]:
+        """UUIDs of all GPUs that their hosts showed when they were asked last."""
+        async with self._database.reading() as tx:
+            return await self._reservations.present(tx)
 
     async def workspace_name(self, workspace_id: str) -> str:
         async with self._database.reading() as tx:
@@ -51,12 +58,15 @@ class EnvironmentRows:
         """Put it into `state`, if nobody changed it since it was seen; None if somebody did.
 
         `is_at_rest`: its engine has said that nothing of it runs, so its host has its room back, unless it is wished
-        to run on.
+        to run on. One that is restarted and has lost a GPU gets another one then, or fails.
         """
         async with self._database.writing() as tx:
             row = await tx.get(Environment, seen.id, with_for_update=True)
             if row is None or row.version != seen.version:
                 return None
+            is_restart = is_at_rest and row.wish is Wish.RUNNING and state is not EnvironmentState.FAILED
+            if is_restart and row.reserves and (against := await self._reservations.replace_lost(tx, row)):
+                state, reason = EnvironmentState.FAILED, f"GPU lost, and no other can be had ({against})"
             moved = row.state is not state
             if moved:
                 await self._audit.add(tx, _event(row, state.value, reason))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, duration, size
 from storage.errors import NotFound
 from storage.names import printable
-from storage.records import AssetKind, Lifecycle, Wish
+from storage.records import AssetKind, GpuMode, Lifecycle, Wish
 
 if TYPE_CHECKING:
     from storage.records import Environment
 
 _COLUMNS = {
     "name": "NAME", "owner": "OWNER", "state": "STATE", "compute": "COMPUTE", "image": "IMAGE",
-    "cpus": "CPUS", "memory_text": "MEMORY", "lifecycle": "LIFE CYCLE", "note": "NOTE",
+    "cpus": "CPUS", "memory_text": "MEMORY", "gpus_text": "GPUS", "lifecycle": "LIFE CYCLE", "note": "NOTE",
 }  # fmt: skip
 
 
@@ -67,6 +67,8 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
         "image": plan.image,
         "cpus": plan.request.cpus,
         "memory": plan.request.memory if as_json else _memory(plan.request.memory),
+        "gpus": gpu_rows(plan.cards) if as_json else list(plan.cards.values()),
+        "gpu_mode": plan.gpus.mode.value if plan.gpus.count else "",
         "processes": plan.processes or None,
         "variables": sorted(request.variables),
         "mounts": [_mount(one.kind, one.reference, one.path) for one in plan.mounts],
@@ -161,6 +163,10 @@ def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | N
         "image": environment.image,
         "cpus": environment.cpus,
         "memory": environment.memory,
+        "gpus": gpu_rows(environment.cards) if environment.reserves else [],
+        "gpus_wanted": environment.gpus,
+        "gpu_mode": environment.gpu_mode.value,
+        "gpu_model": environment.gpu_model,
         "variables": sorted(environment.variables or {}),
         "mounts": list(mounts),
         "progress": environment.progress,
@@ -180,19 +186,38 @@ def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | N
     }
 
 
+def gpu_rows(cards: Mapping[str, object]) -> list[Row]:
+    """Cards as programs see them."""
+    return [{"uuid": uuid, "model": str(model)} for uuid, model in cards.items()]
+
+
+def _gpus(environment: Environment) -> Row:
+    """What people read of them: those that it has now, or what it asked for."""
+    if not environment.gpus:
+        return {"gpus": "", "gpus_wanted": "", "gpu_mode": "", "gpu_model": ""}
+    held = [f"{uuid} ({model})" for uuid, model in environment.cards.items()] if environment.reserves else []
+    return {"gpus": held, "gpu_mode": environment.gpu_mode.value, "gpu_model": environment.gpu_model}
+
+
 def _texts(context: Context, environment: Environment) -> Row:
     note = environment.progress or environment.reason
     if not note and environment.wish is not Wish.RUNNING:
         note = environment.wish_reason
     if not note and environment.warned and (coming := context.services.environments.due(environment)):
         note = coming_words(environment, context.settings.backends.lifecycle, coming)
-    return {"cpus": _cores(environment.cpus), "memory_text": _memory(environment.memory), "note": note}
+    return {
+        "cpus": _cores(environment.cpus),
+        "memory_text": _memory(environment.memory),
+        "gpus_text": environment.gpus or "",
+        "note": note,
+    }
 
 
 async def _print(context: Context, environment: Environment, options: argparse.Namespace) -> None:
     (row,) = await _rows(context, [environment])
     if not options.json:
         row = {**row, "memory": _memory(environment.memory), "cpus": _cores(environment.cpus), "mounts": _mounts(row)}
+        row |= _gpus(environment)
     facts(context, row, as_json=options.json)
 
 
@@ -251,6 +276,9 @@ def _request(options: argparse.Namespace) -> Request:
         variables=dict(options.env),
         data=tuple(options.data),
         host=options.host,
+        gpus=options.gpu,
+        gpu_model=options.gpu_model,
+        gpu_mode=options.gpu_mode,
         lifecycle=_choice(options),
     )
 
@@ -328,6 +356,18 @@ def _new(parser: Parser) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE", type=checked(size), default=0, help="such as 16GiB (default: as the operator set)"
     )
+    parser.add_argument("--gpu", metavar="N", type=int, default=0, help="GPUs, by default whole ones and for it alone")
+    parser.add_argument(
+        "--gpu-model",
+        metavar="WORDS",
+        default="",
+        help="part of the model's name (a100), or a MIG profile (1g.10gb)",
+    )
+    parser.add_argument(
+        "--gpu-mode", choices=[mode.value for mode in GpuMode], default="",
+        help="exclusive: whole cards (default); shared: with a few others, and Docker does not divide the memory of the"
+        " card, so who takes too much makes the others fail; mig: a device of a divided card; none: no GPU",
+    )  # fmt: skip
     parser.add_argument(
         "--env", metavar="K=V", type=checked(assignment), action="append", default=[],
         help="an environment variable for everything inside; may be repeated",
@@ -359,6 +399,7 @@ NOUN = Noun(
             examples=(
                 "env create train --wait",
                 "env create train --image debian:bookworm --cpu 4 --memory 16GiB --wait",
+                "env create train --gpu 2 --gpu-model a100 --wait",
                 "env create train --data mnist:v1 --model vision/resnet --wait",
                 "env create scratch --compute local --env EDITOR=vim",
                 "env create train --lifecycle on-demand --idle 2h",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from backends.gpus import Card
 from backends.hosts import HostView
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table
 from gateway.commands.parsing import Noun, Parser, Verb
 
 COLUMNS = {
-    "name": "NAME", "state": "STATE", "cpus": "CPUS", "memory": "MEMORY", "environments": "RUNNING",
+    "name": "NAME", "state": "STATE", "cpus": "CPUS", "memory": "MEMORY", "gpus": "GPUS", "environments": "RUNNING",
     "placed": "PLACED", "seen": "LAST SEEN", "reason": "NOTE",
 }  # fmt: skip
 
@@ -36,7 +37,7 @@ async def _resume(context: Context, options: argparse.Namespace) -> None:
 
 
 def _print(context: Context, view: HostView, *, as_json: bool) -> None:
-    row = as_row(view) if as_json else {**as_texts(view), "placed": _names(view)}
+    row = as_row(view) if as_json else {**as_texts(view), "placed": _names(view), "cards": _cards(view)}
     facts(context, row, as_json=as_json)
 
 
@@ -47,6 +48,7 @@ def as_row(view: HostView) -> Row:
         "name": view.name, "compute": view.compute, "state": view.state.value, "reason": room.reason,
         "cpus": room.cpus, "cpus_reserved": room.used_cpus, "cpus_to_promise": room.cpus_to_promise,
         "memory": room.memory, "memory_reserved": room.used_memory, "environments": room.environments,
+        "gpus": [_card(card) for card in room.cards],
         "placed": _names(view), "is_here": room.is_here, "last_heartbeat": view.last_heartbeat,
     }  # fmt: skip
 
@@ -59,11 +61,33 @@ def as_texts(view: HostView) -> Row:
         "state": view.state.value,
         "cpus": f"{room.used_cpus:g} of {room.cpus_to_promise:g}",
         "memory": f"{amount(room.used_memory)} of {amount(room.memory)}",
+        "gpus": f"{room.cards_in_use} of {len(room.cards)}" if room.cards else "",
         "environments": room.environments,
         "placed": len(view.placed),
         "seen": moment(view.last_heartbeat) or "never",
         "reason": room.reason,
     }
+
+
+def _card(card: Card) -> Row:
+    return {
+        "uuid": card.uuid, "model": card.model, "memory": card.memory, "parent": card.parent, "profile": card.profile,
+        "present": card.is_present, "held_by": [f"{one.name}.{one.owner}" for one in card.holders],
+        "mode": card.holders[0].mode.value if card.holders else "",
+    }  # fmt: skip
+
+
+def _cards(view: HostView) -> Sequence[str]:
+    """`GPU-…: NVIDIA A100 80GiB, exclusive, train.alice`."""
+    return [
+        f"{card.uuid}: "
+        + ", ".join([
+            f"{card.words} {amount(card.memory)}", *([] if card.is_present else ["lost"]),
+            *([card.holders[0].mode.value] if card.holders else []),
+            *(f"{one.name}.{one.owner}" for one in card.holders),
+        ])
+        for card in view.room.cards
+    ]  # fmt: skip
 
 
 def _names(view: HostView) -> Sequence[str]:
@@ -85,7 +109,8 @@ NOUN = Noun(
     (
         Verb("list", "list all hosts, with what is reserved of them", _list,
              about="Cores may be promised several times (backends.placement.cpu_overcommit), memory once.\n"
-             "An environment that is stopped keeps its place, where its files are, and reserves nothing.",
+             "An environment that is stopped keeps its place, where its files are, and reserves nothing.\n"
+             "GPUS: how many are in use; 'host show' names them and who has them.",
              examples=("host list", "host list --json"), admin=True),
         Verb("show", "show one host and the environments on it", _show, _name, examples=("host show gpu1",),
              admin=True),

@@ -20,6 +20,7 @@ _HELP = {
     Resource.ENVIRONMENTS: "environments, stopped ones included",
     Resource.CPUS: "cores of all environments that run, together",
     Resource.MEMORY: "memory of all environments that run, together",
+    Resource.GPUS: "GPUs of all environments that run, together; a shared one and a MIG device count as one",
     Resource.STORAGE: "files of data sets and models",
     Resource.UPLOADS: "interrupted uploads that wait (of users)",
     Resource.PARKED: "storage that those hold (of users)",
@@ -127,14 +128,14 @@ NOUN = Noun(
     "what you and your workspace use and may use",
     (
         Verb("show", "show what is used, what is allowed, and what is left", _show, _whom,
-             about="Environments count until they are deleted; their CPUs and memory only while they run, or are\n"
-             "wished to run. Without a name: yours and your workspace's.",
+             about="Environments count until they are deleted; their CPUs, memory and GPUs only while they run,\n"
+             "or are wished to run. Without a name: yours and your workspace's.",
              examples=("quota show", "quota show --json", "quota show --user bob")),
         Verb("set", "make an exception for a person or a workspace", _set, _whom_and_what,
              about="A number or a size, 'unlimited', or 'default' for what the settings say. What is not named stays.\n"
              "What runs goes on running; the next start or creation must fit.",
              examples=("quota set --user bob --memory 64GiB --cpus 16",
-                       "quota set --workspace team --storage 2TiB",
+                       "quota set --workspace team --storage 2TiB --gpus 8",
                        "quota set --user bob --environments unlimited --memory default"), admin=True),
         Verb("clear", "take all exceptions of a person or a workspace back", _clear, _whom,
              examples=("quota clear --user bob",), admin=True),

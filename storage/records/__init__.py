@@ -12,6 +12,7 @@ from storage.records.asset import (
 )
 from storage.records.base import Record, new_id
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
+from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
 from storage.records.importing import Import, ImportFile, ImportState
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
@@ -33,6 +34,8 @@ __all__ = [
     "EnvironmentKey",
     "EnvironmentState",
     "FileFact",
+    "Gpu",
+    "GpuMode",
     "Holder",
     "Host",
     "HostState",

@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from storage.records.base import Record, new_id
+from storage.records.gpu import GpuMode
 
 
 class EnvironmentState(StrEnum):
@@ -62,12 +63,20 @@ class Environment(Record):
     host: Mapped[str] = mapped_column(String(48), default="", index=True)
     """The host of that compute where it is, with its home; empty for a compute without hosts."""
     reserves: Mapped[bool] = mapped_column(default=False)
-    """Its CPUs and memory are taken from its host. Given back only when its engine has said that nothing runs."""
+    """Its CPUs, memory and GPUs are taken from its host. Given back only when its engine has said that nothing runs."""
     image: Mapped[str] = mapped_column(default="")
     cpus: Mapped[float] = mapped_column(default=0.0)
     """Cores; 0: no limit, which only records from before there were limits have."""
     memory: Mapped[int] = mapped_column(default=0)
     """Bytes; 0 as for `cpus`."""
+    gpus: Mapped[int] = mapped_column(default=0)
+    """How many GPUs it asked for."""
+    gpu_mode: Mapped[GpuMode] = mapped_column(default=GpuMode.NONE)
+    gpu_model: Mapped[str] = mapped_column(String(64), default="")
+    """Part of the model's name, or of a MIG profile, that it asked for; empty: any."""
+    cards: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """UUID → model of the GPUs that it has while it `reserves`; else those that it had last, which it gets again if
+    they are free."""
     variables: Mapped[dict[str, Any]] = mapped_column(default=dict)
     wish: Mapped[Wish] = mapped_column(default=Wish.RUNNING)
     state: Mapped[EnvironmentState] = mapped_column(default=EnvironmentState.REQUESTED)

@@ -33,6 +33,7 @@ class Quota(Record):
     cpus: Mapped[float | None]
     memory: Mapped[int | None] = mapped_column(BigInteger)
     """Bytes, as `storage` and `parked`."""
+    gpus: Mapped[int | None]
     storage: Mapped[int | None] = mapped_column(BigInteger)
     uploads: Mapped[int | None]
     """Interrupted uploads that wait to be gone on with; of users only."""

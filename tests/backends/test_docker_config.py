@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,30 @@ def test_an_image_with_hardly_anything_in_etc() -> None:
     shown = accounts("rm /etc/passwd /etc/group /etc/shadow; touch /etc/shadow", "developer")
     assert shown.startswith("root:x:0:0:root:/root:/bin/sh\n")
     assert "developer:x:1000:1000::/workspace:/bin/bash" in shown
+
+
+def test_gpus_are_given_by_their_uuids() -> None:
+    """With `Count`, Docker gives everybody the same card."""
+    spec = replace(SPEC, gpus=("GPU-1", "MIG-2"))
+    made = body(spec)
+    assert made["HostConfig"]["DeviceRequests"] == [
+        {"Driver": "nvidia", "DeviceIDs": ["GPU-1", "MIG-2"], "Capabilities": [["gpu"]]}
+    ]
+    assert "NVIDIA_VISIBLE_DEVICES=GPU-1,MIG-2" in made["Env"]
+    assert made["Labels"]["ashore.gpus"] == "GPU-1,MIG-2"
+    assert "DeviceRequests" not in body()["HostConfig"]
+
+
+def test_gpus_by_cdi() -> None:
+    made = config.container(
+        replace(SPEC, gpus=("GPU-1",)), image="i", login="developer", guest=Path("/g"), settings=DockerSettings(),
+        gpu_driver="cdi",
+    )  # fmt: skip
+    assert made["HostConfig"]["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1"]}]
+
+
+def test_a_container_is_compared_by_its_gpus() -> None:
+    spec = replace(SPEC, gpus=("GPU-1", "GPU-2"))
+    assert config.has_these_gpus(spec, {"ashore.gpus": "GPU-2,GPU-1"})
+    assert not config.has_these_gpus(spec, {"ashore.gpus": "GPU-1"})
+    assert config.has_these_gpus(SPEC, {})

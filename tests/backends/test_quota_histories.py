@@ -19,6 +19,7 @@ from sqlalchemy import select
 from backends.compute.contract import Compute
 from backends.environments import Environments, Request
 from backends.reconcilers.rows import EnvironmentRows
+from backends.reservations import Reservations
 from backends.settings import BackendSettings, EnvironmentSettings
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -85,7 +86,7 @@ class History:
         self.database, self.people, self.quotas = database, people, quotas
         computes = {"local": cast("Compute", None)}
         self.environments = Environments(database, audit, changes, computes, BACKENDS, quotas=quotas)
-        self.rows = EnvironmentRows(database, audit, changes)
+        self.rows = EnvironmentRows(database, audit, changes, Reservations(BackendSettings()))
         self.limits: dict[tuple[str, Resource], float] = {("alice", Resource.ENVIRONMENTS): 20}
         self.limits["bob", Resource.ENVIRONMENTS] = 20
         self.idle: set[str] = set()

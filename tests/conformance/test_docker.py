@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends.compute.contract import State, WorkloadSpec
 from backends.compute.docker.driver import DockerCompute
+from backends.compute.docker.engine import Engine
+from backends.compute.docker.lines import UnixLine
+from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput, Unavailable
-from tests.conformance.conftest import KITS, docker, run
+from tests.conformance.conftest import IMAGE, KITS, docker, run
 
 
 async def test_docker_networks_come_and_go_with_their_workspace(tmp_path: Path, guest: Path) -> None:
@@ -54,6 +58,59 @@ async def test_docker_refuses_an_image_without_a_shell(tmp_path: Path, guest: Pa
         await kit.compute.close()
         docker("rmi", "-f", image)
     assert not kit.leftovers(spec.id)
+
+
+async def test_docker_makes_a_container_anew_when_it_gets_other_gpus(tmp_path: Path, guest: Path) -> None:
+    """A container's devices are fixed. The home stays; without NVIDIA's toolkit the start says what is lacking."""
+    kit = KITS["docker"](tmp_path, guest, [])
+    spec = kit.spec()
+    handle = await kit.compute.create(spec, print)
+    try:
+        await kit.compute.start(handle, spec, print)
+        assert await run(kit.compute, handle, f"echo kept > {kit.home}/mine") == (0, b"")
+        assert await run(kit.compute, handle, "echo $NVIDIA_VISIBLE_DEVICES") == (0, b"void\n")
+        await kit.compute.stop(handle, grace=1)
+        other = replace(spec, gpus=("GPU-00000000-0000-0000-0000-000000000000",))
+        assert await kit.compute.create(other, print) == handle
+        first = docker("inspect", "--format", "{{.Id}} {{json .HostConfig.DeviceRequests}}", handle)
+        assert "GPU-00000000" in first
+        assert await kit.compute.create(other, print) == handle
+        assert docker("inspect", "--format", "{{.Id}}", handle).strip() in first
+        with pytest.raises(Unavailable, match="gives no GPUs: it needs the NVIDIA Container Toolkit"):
+            await kit.compute.start(handle, other, print)
+        assert await kit.compute.create(spec, print) == handle
+        await kit.compute.start(handle, spec, print)
+        assert await run(kit.compute, handle, f"cat {kit.home}/mine") == (0, b"kept\n")
+    finally:
+        await kit.compute.delete(handle)
+        await kit.compute.close()
+    assert not kit.leftovers(spec.id)
+
+
+async def test_docker_asks_for_gpus(tmp_path: Path, guest: Path) -> None:
+    """On this machine by NVML, elsewhere by a container, and there only if the engine has NVIDIA's runtime."""
+    for name in ("docker", "docker-ssh"):
+        kit = KITS[name](tmp_path / name, guest, [])
+        try:
+            assert isinstance(kit.compute, DockerCompute)
+            assert list(await kit.compute.gpus()) == []
+        finally:
+            await kit.compute.close()
+            kit.end()
+
+
+async def test_docker_runs_a_container_once(tmp_path: Path) -> None:
+    """As for `nvidia-smi`; nothing of it stays, also when it fails."""
+    engine = Engine(UnixLine("/var/run/docker.sock"))
+    body = {"Image": IMAGE, "Labels": {"ashore.probe": tmp_path.name}, "HostConfig": {"NetworkMode": "none"}}
+    try:
+        said = await engine.run_once({**body, "Entrypoint": ["/bin/sh", "-c", "echo GPU 0; echo --"], "Cmd": []})
+        assert said == "GPU 0\n--\n"
+        with pytest.raises(Unavailable, match="nvidia-smi: not found"):
+            await engine.run_once({**body, "Entrypoint": ["/bin/sh", "-c", SMI_SCRIPT], "Cmd": []})
+    finally:
+        await engine.close()
+    assert docker("ps", "-aq", "--filter", f"label=ashore.probe={tmp_path.name}") == ""
 
 
 async def test_docker_that_is_away(tmp_path: Path, guest: Path) -> None:

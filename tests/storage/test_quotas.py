@@ -47,7 +47,7 @@ def by_resource(lines: list[QuotaLine] | tuple[QuotaLine, ...], holder: Holder) 
 def environment(owner: Caller, name: str, state: EnvironmentState, wish: Wish = Wish.RUNNING) -> Environment:
     return Environment(
         owner_id=owner.user_id, owner_name=owner.name, workspace_id=owner.workspace_id, name=name, compute="local",
-        cpus=2.0, memory=GIB, state=state, wish=wish, created=now(),
+        cpus=2.0, memory=GIB, gpus=1, state=state, wish=wish, created=now(),
     )  # fmt: skip
 
 
@@ -55,11 +55,12 @@ async def test_what_the_settings_allow(quotas: Quotas, alice: Caller) -> None:
     lines = list(await quotas.show(alice))
     mine, ours = by_resource(lines, Holder.USER), by_resource(lines, Holder.WORKSPACE)
     assert {resource: line.allowed for resource, line in mine.items()} == {
-        Resource.ENVIRONMENTS: 5, Resource.CPUS: None, Resource.MEMORY: 8 * GIB, Resource.STORAGE: None,
-        Resource.UPLOADS: 200, Resource.PARKED: 500 * GIB,
+        Resource.ENVIRONMENTS: 5, Resource.CPUS: None, Resource.MEMORY: 8 * GIB, Resource.GPUS: None,
+        Resource.STORAGE: None, Resource.UPLOADS: 200, Resource.PARKED: 500 * GIB,
     }  # fmt: skip
     assert {resource: line.allowed for resource, line in ours.items()} == {
-        Resource.ENVIRONMENTS: None, Resource.CPUS: 12, Resource.MEMORY: None, Resource.STORAGE: 3 * GIB,
+        Resource.ENVIRONMENTS: None, Resource.CPUS: 12, Resource.MEMORY: None, Resource.GPUS: None,
+        Resource.STORAGE: 3 * GIB,
     }  # fmt: skip
     assert all(line.used == 0 and not line.by for line in lines)
 
@@ -83,11 +84,12 @@ async def test_what_is_used(quotas: Quotas, database: Database, alice: Caller, b
         tx.add_all([environment(alice, "a", EnvironmentState.RUNNING), stopped, asset, waiting, done, *facts])
     lines = list(await quotas.show(alice))
     assert {resource: line.used for resource, line in by_resource(lines, Holder.USER).items()} == {
-        Resource.ENVIRONMENTS: 1, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.STORAGE: 10, Resource.UPLOADS: 1,
-        Resource.PARKED: 7,
+        Resource.ENVIRONMENTS: 1, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.GPUS: 1, Resource.STORAGE: 10,
+        Resource.UPLOADS: 1, Resource.PARKED: 7,
     }  # fmt: skip
     assert {resource: line.used for resource, line in by_resource(lines, Holder.WORKSPACE).items()} == {
-        Resource.ENVIRONMENTS: 2, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.STORAGE: 30,
+        Resource.ENVIRONMENTS: 2, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.GPUS: 1,
+        Resource.STORAGE: 30,
     }  # fmt: skip
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from textual.widgets import Input
 
 from storage.access import Caller
 from storage.clock import now
-from storage.records import Environment, Host
+from storage.records import Environment, Gpu, Host
 from tests.tui.conftest import Menu
 from tests.tui.house import House
 from tests.tui.screen_text import assert_fits, assert_harmless, shows, text
@@ -66,6 +67,35 @@ async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice:
         await shows(pilot, "no available host (gpu1: in maintenance, gpu2: in maintenance, cards)")
 
 
+async def test_gpus_in_the_form_the_details_and_the_list_of_hosts(
+    menu: Menu, house: House, alice: Caller, admin: Caller
+) -> None:
+    house.computes |= {"docker/gpu1": house.compute}
+    await add(house, "gpu1")
+    async with house.database.writing() as tx:
+        for number in (1, 2):
+            tx.add(Gpu(uuid=f"GPU-{number}", host="gpu1", model="NVIDIA A100", memory=80 * GIB, is_present=True))
+    app = menu(caller=alice)
+    async with app.run_test(size=(110, 34), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, "GPU model", "exclusive")
+        app.screen.query_one("#gpus", Input).value = "x"
+        await shows(pilot, "'x' is not a number of GPUs: write for example 1")
+        app.screen.query_one("#gpus", Input).value = "3"
+        await shows(pilot, "it has 2 GPUs, 3 needed")
+        app.screen.query_one("#gpus", Input).value = ""
+        app.screen.query_one("#gpu-model", Input).value = "a100"
+        await shows(pilot, "GPUs: NVIDIA A100")
+        await pilot.press("f2")
+        await shows(pilot, "dev", "requested", "1 GPU (exclusive): NVIDIA A100")
+    app = menu(caller=admin)
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("h")
+        await shows(pilot, "1 / 2", "NVIDIA A100  80 GiB  GPU-1  exclusive: dev (alice)", "GPU-2")
+
+
 async def test_others_are_not_shown_it(menu: Menu, house: House) -> None:
     await add(house, "gpu1")
     app = menu()
@@ -83,6 +113,8 @@ async def test_hostile_words_at_every_size(
     menu: Menu, house: House, admin: Caller, size: tuple[int, int], language: str
 ) -> None:
     await add(house, "gpu1", is_drained=True, drain_reason=EVIL)
+    async with house.database.writing() as tx:
+        tx.add(Gpu(uuid=f"GPU-{EVIL}", host="gpu1", model=EVIL, memory=GIB, is_present=False))
     await add(house, "g" * 48, is_up=False, reason="数据" * 60)
     app = menu(language, caller=admin)
     async with app.run_test(size=size, notifications=True) as pilot:

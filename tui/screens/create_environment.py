@@ -19,10 +19,11 @@ from backends.environments import Plan, Request
 from backends.lifecycle import LifecycleChoice
 from storage.errors import AshoreError, BadInput
 from storage.names import is_resource, printable
-from storage.records import AssetKind, Lifecycle
+from storage.records import AssetKind, GpuMode, Lifecycle
 from tui.desk import Desk
 from tui.texts import mark
-from tui.texts.formats import parse_cpus, parse_size, parse_span, size_words
+from tui.texts.formats import parse_cpus, parse_gpus, parse_size, parse_span, size_words
+from tui.texts.gpus import mode_words
 from tui.texts.lifecycles import LIFECYCLES
 from tui.texts.quotas import quota_words
 from tui.texts.sentences import in_language
@@ -34,10 +35,11 @@ _DEBOUNCE_SECONDS = 0.15
 _TAKES_IMAGE = frozenset({"docker"})
 _OF_MACHINES_NEVER = ("cpus", "memory", AssetKind.DATASET.folder, AssetKind.MODEL.folder)
 """Fields that are hidden for an existing machine."""
+_MODES = (GpuMode.EXCLUSIVE, GpuMode.SHARED, GpuMode.MIG)
 
 
 class CreateEnvironmentScreen(Page):
-    """Name, compute, image, cpus, memory, data sets, models, life cycle; Enter in any field creates."""
+    """Name, compute, image, cpus, memory, GPUs, data sets, models, life cycle; Enter in any field creates."""
 
     TITLE_TEXT = mark("New environment")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -88,6 +90,12 @@ class CreateEnvironmentScreen(Page):
             memory = size_words(limits.default_memory)
             yield from self._field("memory", t("Memory"), Input(id="memory", compact=True, max_length=12,
                                                                  placeholder=memory))  # fmt: skip
+            yield from self._field("gpus", t("GPUs"), Input(id="gpus", compact=True, max_length=3, placeholder="0"))
+            model = Input(id="gpu-model", compact=True, max_length=64, placeholder=t("any, or part of its name"))
+            yield from self._field("gpu-model", t("GPU model"), model)
+            modes = [(mode_words(t, mode), mode.value) for mode in _MODES]
+            yield from self._field("gpu-mode", t("GPU mode"), Select(modes, id="gpu-mode", compact=True,
+                                                                     allow_blank=False, value=modes[0][1]))  # fmt: skip
             for kind, label in ((AssetKind.DATASET, t("Data")), (AssetKind.MODEL, t("Models"))):
                 field = ReferencesInput(
                     kind, partial(self._names, kind), id=kind.folder, hint=t("none, or NAME:VERSION, ...")
@@ -122,6 +130,8 @@ class CreateEnvironmentScreen(Page):
 
     def _show_fields(self) -> None:
         self.query_one("#image-field").display = self._compute() in _TAKES_IMAGE
+        for name in ("gpus", "gpu-model", "gpu-mode"):
+            self.query_one(f"#{name}-field").display = self._has_hosts()
         for name in _OF_MACHINES_NEVER:
             self.query_one(f"#{name}-field").display = not self._is_machine()
         lifecycle = self._lifecycle()
@@ -188,6 +198,8 @@ class CreateEnvironmentScreen(Page):
         lines = [self.texts("In use: {words}", words=words)] if words else []
         if plan.host and len(self.desk.services.environments.hosts_of(plan.compute)) > 1:
             lines.append(self.texts("Host: {name}", name=plan.host))
+        if plan.cards:
+            lines.append(self.texts("GPUs: {names}", names=", ".join(plan.cards.values())))
         line = self.query_one("#quotas", Plain)
         line.show("\n".join(lines))
         line.display = bool(lines)
@@ -222,6 +234,19 @@ class CreateEnvironmentScreen(Page):
         found = list(self.query(f"#{self._lifecycle().name.lower()}-{name}").results(Input))
         return found[-1].value.strip() if found else ""  # those before it are on their way out
 
+    def _has_hosts(self) -> bool:
+        """Whether there may be GPUs."""
+        return bool(self.desk.services.environments.hosts_of(self._compute()))
+
+    def _gpus(self) -> tuple[int, str, str]:
+        """Count, model and mode; a model alone means one, a mode nothing as long as no number stands before it."""
+        typed, model = self._value("gpus"), self._value("gpu-model")
+        count = parse_gpus(typed) if typed else int(bool(model))
+        if not self._has_hosts() or not count:
+            return 0, "", ""
+        mode = self.query_one("#gpu-mode", Select).value
+        return count, model, mode if isinstance(mode, str) else ""
+
     def _value(self, name: str) -> str:
         return self.query_one(f"#{name}", Input).value.strip()
 
@@ -229,12 +254,16 @@ class CreateEnvironmentScreen(Page):
         compute = self._compute()
         if self._is_machine():
             return Request(name=self._value("name"), compute=compute)
+        gpus, model, mode = self._gpus()
         return Request(
             name=self._value("name"),
             compute=compute,
             image=self._value("image") if compute in _TAKES_IMAGE else "",
             cpus=parse_cpus(self._value("cpus")),
             memory=parse_size(self._value("memory")),
+            gpus=gpus,
+            gpu_model=model,
+            gpu_mode=mode,
             data=self.query_one("#datasets", ReferencesInput).choices
             + self.query_one("#models", ReferencesInput).choices,
             lifecycle=self._choice(),

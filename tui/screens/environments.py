@@ -20,6 +20,7 @@ from storage.records import Environment, EnvironmentState, Wish
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
+from tui.texts.gpus import gpu_words
 from tui.texts.lifecycles import lifecycle_words
 from tui.texts.quotas import allowed_environments, quota_words
 from tui.texts.sentences import in_language
@@ -325,6 +326,7 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
         texts("{n} cpus", n=f"{one.cpus:g}") if one.cpus else texts("cpus: no limit"),
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
     ]
+    limits += [gpu_words(texts, one)] if one.gpus else []
     where = [texts("on {host}", host=one.host)] if len(desk.services.environments.hosts_of(one.compute)) > 1 else []
     lines = [
         "   ".join([one.image or one.compute, *limits, *where]),

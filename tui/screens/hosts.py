@@ -11,12 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from backends.gpus import Card
 from backends.hosts import HostView
 from storage.clock import now
 from storage.records import HostState
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
+from tui.texts.gpus import mode_words
 from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Ask
 from tui.widgets.line import Line, Plain
@@ -63,8 +65,9 @@ class HostsScreen(Page):
                 Column(t("STATE"), most=12),
                 Column(t("CPUS"), most=16, rank=1, right=True),
                 Column(t("MEMORY"), most=22, rank=2, right=True),
-                Column(t("RUNNING"), most=8, rank=3, right=True),
-                Column(t("LAST SEEN"), most=10, rank=4, right=True),
+                Column(t("GPUS"), most=10, rank=3, right=True),
+                Column(t("RUNNING"), most=8, rank=4, right=True),
+                Column(t("LAST SEEN"), most=10, rank=5, right=True),
             ],
             id="hosts",
         )
@@ -134,6 +137,7 @@ def _row(texts: Texts, view: HostView, moment: datetime) -> Row:
             Cell(texts(word), tone),
             Cell(f"{room.used_cpus:g} / {room.cpus_to_promise:g}"),
             Cell(f"{size_words(room.used_memory)} / {size_words(room.memory)}"),
+            Cell(f"{room.cards_in_use} / {len(room.cards)}" if room.cards else "-"),
             Cell(str(room.environments)),
             Cell(age_words(texts, seen, moment) if seen else "-", "dim"),
         ),
@@ -145,4 +149,16 @@ def _details(texts: Texts, view: HostView) -> str:
     names = [f"{row.name} ({row.owner_name})" for row in view.placed]
     shown = ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "")
     lines.append(texts("Environments: {names}", names=shown) if names else texts("No environment is on it."))
+    lines += [_card(texts, card) for card in view.room.cards]
     return "\n".join(lines)
+
+
+def _card(texts: Texts, card: Card) -> str:
+    """`NVIDIA A100  80 GiB  GPU-…  shared: train (alice), test (bob)`."""
+    words = [card.words, size_words(card.memory), card.uuid]
+    if not card.is_present:
+        words.append(texts("lost"))
+    if card.holders:
+        names = ", ".join(f"{one.name} ({one.owner})" for one in card.holders)
+        words.append(f"{mode_words(texts, card.holders[0].mode)}: {names}")
+    return "  ".join(words)

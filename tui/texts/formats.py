@@ -60,6 +60,13 @@ def parse_span(text: str) -> int:
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
 
 
+def parse_gpus(text: str) -> int:
+    """`2`. BadInput otherwise."""
+    if not re.fullmatch(r"[0-9]{1,3}", text):
+        raise BadInput(f"'{printable(text, limit=20)}' is not a number of GPUs: write for example 1")
+    return int(text)
+
+
 def age_words(texts: Texts, since: datetime | None, now: datetime) -> str:
     """How long ago: `12 s`, `5 min`, `3 h`, `12 d`; `-` for never."""
     if since is None:

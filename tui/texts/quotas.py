@@ -14,6 +14,7 @@ _WORDS = {
     Resource.ENVIRONMENTS: mark("environments {used} of {allowed}"),
     Resource.CPUS: mark("CPUs {used} of {allowed}"),
     Resource.MEMORY: mark("memory {used} of {allowed}"),
+    Resource.GPUS: mark("GPUs {used} of {allowed}"),
 }
 
 

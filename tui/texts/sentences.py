@@ -29,6 +29,14 @@ PATTERNS = (
     mark("only administrators may do this"),
     mark("there is no host '{name}' (offered: {offered})"),
     mark("no available host ({reasons})"),
+    mark("the compute '{name}' has no GPUs"),
+    mark("the number of GPUs must be between 0 and {most}"),
+    mark("GPU lost: {names}"),
+    mark("GPU lost, and no other can be had ({reason})"),
+    mark("the host's Docker gives no GPUs: it needs the NVIDIA Container Toolkit"),
+    mark("it has no {noun}"),
+    mark("it has {there} {noun}, {count} needed"),
+    mark("'{text}' is not a number of GPUs: write for example 1"),
     mark("'{name}' cannot start on its host {host} now ({reason})"),
     mark("its host {host} does not answer"),
     mark("the engine does not answer"),
@@ -153,6 +161,7 @@ _NOUNS = {
     "environments": mark("environments"),
     "CPUs": mark("CPUs"),
     "memory": mark("memory"),
+    "GPUs": mark("GPUs"),
 }
 
 

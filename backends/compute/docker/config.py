@@ -10,16 +10,21 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backends.compute.contract import HostMount, State, Status, Usage, WorkloadSpec
+from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput
 
 JSON = dict[str, Any]
 """A piece of the Engine's JSON; its shape is documented in the Engine's API reference."""
 
+GpuDriver = Literal["nvidia", "cdi"]
 LABEL = "ashore"
+GPU_LABEL = "ashore.gpus"
+GPU_PROBE = "ashore.probe"
+"""Label of containers that only ask which GPUs there are."""
 GUEST = "/opt/ashore/guest"
 RUN = "/opt/ashore/run"
 HOME = "/workspace"
@@ -158,7 +163,15 @@ def image_user(image: JSON) -> str:
     return user
 
 
-def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path | str, settings: DockerSettings) -> JSON:
+def container(
+    spec: WorkloadSpec,
+    *,
+    image: str,
+    login: str,
+    guest: Path | str,
+    settings: DockerSettings,
+    gpu_driver: GpuDriver = "nvidia",
+) -> JSON:
     """The body of `POST /containers/create`. `guest` is the tree's folder, or the name of a volume that holds it.
 
     `no-new-privileges` is on, so setuid programs such as sudo give nothing; software is installed into the home or
@@ -172,7 +185,7 @@ def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path | str, 
         "Cmd": [],
         "WorkingDir": HOME,
         "Env": [f"{name}={value}" for name, value in sorted(_variables(spec).items())],
-        "Labels": {**labels(spec), "ashore.user": login},
+        "Labels": {**labels(spec), "ashore.user": login, **gpu_label(spec)},
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": {
@@ -192,8 +205,19 @@ def container(spec: WorkloadSpec, *, image: str, login: str, guest: Path | str, 
                 *(_bind(mount) for mount in spec.mounts),
             ],
             **_limits(spec),
+            **_devices(spec, gpu_driver),
         },
     }
+
+
+def gpu_label(spec: WorkloadSpec) -> dict[str, str]:
+    """Which GPUs a container was made with; nothing where it has none."""
+    return {GPU_LABEL: ",".join(spec.gpus)} if spec.gpus else {}
+
+
+def has_these_gpus(spec: WorkloadSpec, labels: Mapping[str, str]) -> bool:
+    """Whether a container with these labels was made with the GPUs of `spec`."""
+    return set(filter(None, labels.get(GPU_LABEL, "").split(","))) == set(spec.gpus)
 
 
 def guest_mount(guest: Path | str, *, read_only: bool = True) -> JSON:
@@ -301,7 +325,29 @@ def pull_line(image: str, layers: Mapping[str, tuple[int, int]]) -> str:
 
 def _variables(spec: WorkloadSpec) -> dict[str, str]:
     # CUDA images say NVIDIA_VISIBLE_DEVICES=all; where nvidia is the default runtime that would show every card.
-    return {**spec.variables, "NVIDIA_VISIBLE_DEVICES": "void"}
+    return {**spec.variables, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"}
+
+
+def gpu_probe(image: str) -> JSON:
+    """A container that tells which GPUs its machine has, and ends."""
+    return {
+        "Image": image,
+        "Entrypoint": ["/bin/sh", "-c", SMI_SCRIPT],
+        "Cmd": [],
+        "Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=utility"],
+        "Labels": {GPU_PROBE: "gpus"},
+        "HostConfig": {"Runtime": "nvidia", "NetworkMode": "none"},
+    }
+
+
+def _devices(spec: WorkloadSpec, driver: GpuDriver) -> JSON:
+    # Never `Count`: with it, Docker gives everybody the same cards.
+    if not spec.gpus:
+        return {}
+    if driver == "cdi":
+        return {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={uuid}" for uuid in spec.gpus]}]}
+    request = {"Driver": "nvidia", "DeviceIDs": list(spec.gpus), "Capabilities": [["gpu"]]}
+    return {"DeviceRequests": [request]}
 
 
 def _limits(spec: WorkloadSpec) -> JSON:

@@ -24,7 +24,8 @@ from backends.compute.docker.engine import AWAY, GONE, Engine, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.stream import ExecStream, open_stream
-from backends.compute.places import Capacity
+from backends.compute.places import Capacity, GpuFact
+from backends.gpu_probe import parse_smi, probe
 from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
@@ -32,6 +33,10 @@ from storage.names import printable
 log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 10
+_NVIDIA = "nvidia"
+"""The runtime of the NVIDIA Container Toolkit, as an engine names it."""
+_GPUS_SECONDS = 300
+"""How long what another machine said of its GPUs is believed."""
 MIB = 1024**2
 _NOT_FOUND = 127
 """What a shell says when there is no such program."""
@@ -58,19 +63,25 @@ class DockerCompute:
         self._guest = guest
         self._guest_volume = GuestVolume(self._engine, guest)
         self._networks = asyncio.Lock()
+        self._gpus_seen: Sequence[GpuFact] = ()
+        self._gpus_until = 0.0
         self._streams: dict[asyncio.Task[int | None], ExecStream] = {}
 
     # ---- life ------------------------------------------------------------------------------------------------
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         place = Place(spec.id)
-        if await self._engine.container_labels(place.container) is not None:
+        labels = await self._engine.container_labels(place.container)
+        if labels is not None and config.has_these_gpus(spec, labels):
             return place.container
         name = config.check_image(spec.image or self._settings.default_image)
         image = await self._engine.image(name, progress)
         progress(f"making a container of {name}")
         body = config.container(
-            spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings
-        )
+            spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings,
+            gpu_driver=self._host.gpu_driver,
+        )  # fmt: skip
+        if labels is not None:  # its devices cannot be changed; the home is a volume and stays
+            await self._engine.delete_container(place.container)
         had_volume = await self._engine.volume_labels(place.volume) is not None
         try:
             await self._engine.create_volume(config.volume(spec))
@@ -171,6 +182,11 @@ class DockerCompute:
             is_here=self._engine.line.is_here,
         )
 
+    async def gpus(self) -> Sequence[GpuFact]:
+        found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()
+        chosen = set(self._host.gpus)
+        return [fact for fact in found if not chosen or {fact.uuid, fact.parent} & chosen]
+
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         with translated():
             pieces = await self._engine.container(handle).log(stdout=True, stderr=True, tail=tail)
@@ -209,6 +225,23 @@ class DockerCompute:
             return self._guest
         await self._guest_volume.bring(image)
         return self._guest_volume.name
+
+    async def _gpus_over_there(self) -> Sequence[GpuFact]:
+        """By a container that asks `nvidia-smi`, which its toolkit brings; each few minutes, as it costs a second."""
+        moment = asyncio.get_running_loop().time()
+        if moment < self._gpus_until:
+            return self._gpus_seen
+        with translated():
+            info = await self._engine.info()
+        found: Sequence[GpuFact] = ()
+        if _NVIDIA in info.get("Runtimes", {}):
+            for left in await self._engine.containers(config.GPU_PROBE):  # of a gateway that crashed
+                if config.state_of(left["State"]) is not State.RUNNING:
+                    await self._engine.delete_container(left["Id"])
+            await self._engine.image(self._settings.default_image, _nobody)
+            found = parse_smi(await self._engine.run_once(config.gpu_probe(self._settings.default_image)))
+        self._gpus_seen, self._gpus_until = found, moment + _GPUS_SECONDS
+        return found
 
     async def _undo(self, spec: WorkloadSpec, *, keep_volume: bool) -> None:
         """Take back a create that failed half-way."""
@@ -291,6 +324,10 @@ class DockerCompute:
         del self._streams[watch]
         if not watch.cancelled() and (error := watch.exception()) is not None:
             log.error("watching an exec failed", exc_info=error)
+
+
+def _nobody(line: str) -> None:
+    """Progress that nobody waits for."""
 
 
 async def _feed(pipe: Pipe, data: bytes) -> int | None:

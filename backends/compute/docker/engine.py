@@ -26,9 +26,12 @@ T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
 _CONTROL = aiohttp.ClientTimeout(total=120)
+NO_GPU_SUPPORT = "the host's Docker gives no GPUs: it needs the NVIDIA Container Toolkit"
+_NO_TOOLKIT = "could not select device driver"
 _NO_CONNECTION = 900
 """aiodocker's own status for an Engine that cannot be reached."""
 _REMOVAL_TRIES = 50
+_ONCE_SECONDS = 60
 
 
 class Engine:
@@ -117,6 +120,21 @@ class Engine:
             except DockerError as error:
                 if error.status != 409:
                     raise
+
+    async def run_once(self, body: JSON) -> str:
+        """Run a container to its end and remove it; what it wrote. Unavailable: it failed, or took too long."""
+        with translated():
+            container = await self._docker.containers.create(body)
+            try:
+                async with asyncio.timeout(_ONCE_SECONDS):
+                    await container.start()
+                    ended = await container.wait()
+                    said = "".join(await container.log(stdout=True, stderr=True))
+            finally:
+                await asyncio.shield(container.delete(force=True, v=True))
+        if ended["StatusCode"] != 0:
+            raise Unavailable(f"a container that was to ask it failed: {printable(said, limit=200)}")
+        return said
 
     async def delete_container(self, name: str) -> None:
         with translated():
@@ -213,6 +231,8 @@ def translated() -> Generator[None]:
 
 def _translate(error: DockerError) -> AshoreError:
     said = printable(error.message, limit=300)
+    if _NO_TOOLKIT in error.message:
+        return Unavailable(NO_GPU_SUPPORT)
     if error.status == _NO_CONNECTION:
         return Unavailable(AWAY)
     if error.status == 404:

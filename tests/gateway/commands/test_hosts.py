@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.compute.places import Capacity
+from backends.compute.places import Capacity, GpuFact
 from backends.reconcilers.hosts import HostWatch
 from backends.services import Services
 from backends.settings import PlacementSettings
@@ -78,3 +78,43 @@ async def test_what_is_not_there(hosted: Desk, admin: Caller) -> None:
 async def test_a_house_without_hosts(desk: Desk, admin: Caller) -> None:
     answer = await desk.run(admin, "host list")
     assert (answer.status, answer.out) == (0, "")
+
+
+async def test_gpus(hosted: Desk, services: Services, admin: Caller, alice: Caller) -> None:
+    (engine,) = [one._engine for place, one in services.computes.items() if place == "docker/gpu2"]  # type: ignore[attr-defined]
+    engine.gpus = [
+        GpuFact("GPU-a", "NVIDIA A100", 80 * GIB),
+        GpuFact("MIG-b", "NVIDIA H100", 10 * GIB, "GPU-c", "1g.10gb"),
+    ]
+    await HostWatch(services.database, services.audit, services.changes, services.computes, PlacementSettings()).look()
+    small = "--image debian --cpu 1 --memory 1GiB"
+    plan = json.loads((await hosted.run(alice, f"env create a {small} --gpu 1 --dry-run --json")).out)
+    assert (plan["host"], plan["gpus"], plan["gpu_mode"]) == (
+        "gpu2", [{"uuid": "GPU-a", "model": "NVIDIA A100"}], "exclusive",
+    )  # fmt: skip
+    made = json.loads((await hosted.run(alice, f"env create a {small} --gpu-model A100 --json")).out)
+    assert made["gpus"] == [{"uuid": "GPU-a", "model": "NVIDIA A100"}]
+    refused = await hosted.run(alice, f"env create b {small} --gpu 1 --host gpu2")
+    said = "no available host (gpu2: GPUs: 0 of 1 left, 1 needed, held by alice's 'a' until that stops)\n"
+    assert (refused.status, refused.err) == (69, said)
+    mig = json.loads((await hosted.run(alice, f"env create c {small} --gpu-mode mig --gpu-model 1g.10gb --json")).out)
+    assert mig["gpus"] == [{"uuid": "MIG-b", "model": "NVIDIA H100 1g.10gb"}]
+    assert (await hosted.run(alice, f"env create d {small} --gpu-mode vgpu")).status == 2
+    local = await hosted.run(alice, "env create d --compute memory --gpu 1")
+    assert (local.status, local.err) == (2, "the compute 'memory' has no GPUs\n")
+    shown = await hosted.run(alice, "env show a")
+    assert "GPU-a (NVIDIA A100)" in shown.out
+    assert "exclusive" in shown.out
+    assert "GPUS" in (await hosted.run(alice, "env list")).out
+    (row,) = [one for one in json.loads((await hosted.run(admin, "host list --json")).out) if one["name"] == "gpu2"]
+    assert [(card["uuid"], card["held_by"], card["mode"]) for card in row["gpus"]] == [
+        ("GPU-a", ["a.alice"], "exclusive"), ("MIG-b", ["c.alice"], "mig"),
+    ]  # fmt: skip
+    assert "GPU-a: NVIDIA A100 80GiB, exclusive, a.alice" in (await hosted.run(admin, "host show gpu2")).out
+    assert "2 of 2" in (await hosted.run(admin, "host list")).out
+    assert "1 x NVIDIA A100, 1 x NVIDIA H100 1g.10gb" in (await hosted.run(alice, "doctor")).out
+    quota = json.loads((await hosted.run(alice, "quota show --json")).out)
+    assert [line["used"] for line in quota if line["resource"] == "gpus"] == [2, 2]
+    assert (await hosted.run(admin, "quota set --user alice --gpus 2")).status == 0
+    over = await hosted.run(alice, f"env create e {small} --gpu-mode shared --dry-run")
+    assert "your quota of GPUs is 2, with 2 in use, and this needs 1" in over.out
