@@ -41,6 +41,7 @@ class Room:
     memory: int = 0
     overcommit: float = 1.0
     """How many times its cores may be promised."""
+    memory_overcommit: float = 1.0
     used_cpus: float = 0.0
     used_memory: int = 0
     environments: int = 0
@@ -58,19 +59,23 @@ class Room:
         return sum(bool(card.holders) for card in self.cards)
 
     @property
+    def memory_to_promise(self) -> int:
+        return int(self.memory * self.memory_overcommit)
+
+    @property
     def fullness(self) -> float:
         """How much of that which is scarcest is taken, 0 to 1."""
         if not self.cpus or not self.memory:
             return 1.0
-        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory)
+        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory_to_promise)
 
     def lacks(self, need: Need) -> str:
         """What of `need` it has not left, for people; empty if it fits."""
-        cpus, memory = self.cpus_to_promise - self.used_cpus, self.memory - self.used_memory
+        cpus, memory = self.cpus_to_promise - self.used_cpus, self.memory_to_promise - self.used_memory
         if need.cpus > cpus + _EPSILON:
             return f"CPUs: {max(0.0, round(cpus, 6)):g} of {self.cpus_to_promise:g} left, {need.cpus:g} needed"
         if need.memory > memory:
-            left = f"{size_words(max(0, memory))} of {size_words(self.memory)}"
+            left = f"{size_words(max(0, memory))} of {size_words(self.memory_to_promise)}"
             return f"memory: {left} left, {size_words(need.memory)} needed"
         return lacks(self.cards, need.gpus, self.shares)
 

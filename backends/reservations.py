@@ -127,7 +127,7 @@ class Reservations:
         reason = row.drain_reason if row.is_drained else row.reason
         return replace(
             room, state=row.state, reason=reason, is_here=row.is_here, cpus=row.cpus, memory=row.memory,
-            overcommit=self._placement.cpu_overcommit,
+            overcommit=self._placement.cpu_overcommit, memory_overcommit=self._placement.memory_overcommit,
         )  # fmt: skip
 
 

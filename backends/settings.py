@@ -99,8 +99,11 @@ class PlacementSettings(Group):
     and memory left. `pack`: the one with least left, so that others stay empty for large ones. `spread`: the one with
     the fewest environments."""
     cpu_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
-    """How many times a host's cores may be promised: most programs do not use theirs all the time. Memory is promised
-    once."""
+    """How many times a host's cores may be promised: most programs do not use theirs all the time."""
+    memory_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
+    """How many times its memory may be promised. An environment's memory is what it may have at most, and few need that
+    all the time. When they do at once, the kernel ends the largest program; 1: that cannot happen, and fewer
+    environments run at the same time."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Every host is asked for a sign of life after this time, seconds; after three without an answer it is offline."""
 

@@ -47,7 +47,8 @@ def as_row(view: HostView) -> Row:
     return {
         "name": view.name, "compute": view.compute, "state": view.state.value, "reason": room.reason,
         "cpus": room.cpus, "cpus_reserved": room.used_cpus, "cpus_to_promise": room.cpus_to_promise,
-        "memory": room.memory, "memory_reserved": room.used_memory, "environments": room.environments,
+        "memory": room.memory, "memory_reserved": room.used_memory, "memory_to_promise": room.memory_to_promise,
+        "environments": room.environments,
         "gpus": [_card(card) for card in room.cards],
         "placed": _names(view), "is_here": room.is_here, "last_heartbeat": view.last_heartbeat,
     }  # fmt: skip
@@ -60,7 +61,7 @@ def as_texts(view: HostView) -> Row:
         "name": view.name,
         "state": view.state.value,
         "cpus": f"{room.used_cpus:g} of {room.cpus_to_promise:g}",
-        "memory": f"{amount(room.used_memory)} of {amount(room.memory)}",
+        "memory": f"{amount(room.used_memory)} of {amount(room.memory_to_promise)}",
         "gpus": f"{room.cards_in_use} of {len(room.cards)}" if room.cards else "",
         "environments": room.environments,
         "placed": len(view.placed),
@@ -108,7 +109,7 @@ NOUN = Noun(
     "the machines that run environments",
     (
         Verb("list", "list all hosts, with what is reserved of them", _list,
-             about="Cores may be promised several times (backends.placement.cpu_overcommit), memory once.\n"
+             about="Cores and memory may be promised several times: see backends.placement in the settings.\n"
              "An environment that is stopped keeps its place, where its files are, and reserves nothing.\n"
              "GPUS: how many are in use; 'host show' names them and who has them.",
              examples=("host list", "host list --json"), admin=True),

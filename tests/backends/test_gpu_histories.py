@@ -71,7 +71,7 @@ class History(placement.History):
             engine.gpus = list(CARDS[name])
         backends = BackendSettings(
             environments=EnvironmentSettings(stop_grace_seconds=0, default_cpus=0.1, default_memory_mib=64),
-            placement=PlacementSettings(cpu_overcommit=8.0), gpus=GpuSettings(shares=SHARES),
+            placement=PlacementSettings(cpu_overcommit=8.0, memory_overcommit=1.0), gpus=GpuSettings(shares=SHARES),
         )  # fmt: skip
         changes = Changes()
         quotas = Quotas(database, audit, changes, QuotaSettings(user_gpus=QUOTA))

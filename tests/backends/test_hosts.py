@@ -44,7 +44,7 @@ class House:
         self.computes = {f"docker/{name}": MemoryCompute(engine) for name, engine in self.engines.items()}
         self.settings = BackendSettings(
             environments=EnvironmentSettings(reconcile_seconds=0.2, ready_seconds=5, stop_grace_seconds=1),
-            placement=PlacementSettings(cpu_overcommit=1.0, heartbeat_seconds=0.1),
+            placement=PlacementSettings(cpu_overcommit=1.0, memory_overcommit=1.0, heartbeat_seconds=0.1),
         )
         self.environments = Environments(database, audit, changes, self.computes, self.settings)
         self.hosts = Hosts(database, audit, changes, self.settings)

@@ -39,10 +39,11 @@ def test_the_same_hosts_give_the_same_choice() -> None:
     assert chosen([room("b"), room("a")]) == chosen([room("a"), room("b")]) == "a"
 
 
-def test_cores_may_be_promised_several_times_and_memory_once() -> None:
+def test_cores_and_memory_may_be_promised_several_times() -> None:
     full = room("a", used_cpus=7.0)
     assert chosen([full]) == "no available host (a: CPUs: 1 of 8 left, 2 needed)"
     assert chosen([room("a", used_cpus=7.0, overcommit=2.0)]) == "a"
+    assert chosen([room("a", used_memory=13 * GIB, memory_overcommit=2.0)]) == "a"
     full = room("a", used_memory=13 * GIB, overcommit=2.0)
     assert chosen([full]) == "no available host (a: memory: 3GiB of 16GiB left, 4GiB needed)"
     assert chosen([room("a", used_memory=12 * GIB)]) == "a"

@@ -84,7 +84,7 @@ class History:
         computes = {f"docker/{name}": MemoryCompute(engine) for name, engine in self.engines.items()}
         backends = BackendSettings(
             environments=EnvironmentSettings(stop_grace_seconds=0, most_memory_mib=8192),
-            placement=PlacementSettings(cpu_overcommit=1.0),
+            placement=PlacementSettings(cpu_overcommit=1.0, memory_overcommit=1.0),
         )
         self.environments = Environments(database, audit, changes, computes, backends)
         self.hosts = Hosts(database, audit, changes, backends)

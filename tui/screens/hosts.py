@@ -136,7 +136,7 @@ def _row(texts: Texts, view: HostView, moment: datetime) -> Row:
             Cell(view.name, "strong"),
             Cell(texts(word), tone),
             Cell(f"{room.used_cpus:g} / {room.cpus_to_promise:g}"),
-            Cell(f"{size_words(room.used_memory)} / {size_words(room.memory)}"),
+            Cell(f"{size_words(room.used_memory)} / {size_words(room.memory_to_promise)}"),
             Cell(f"{room.cards_in_use} / {len(room.cards)}" if room.cards else "-"),
             Cell(str(room.environments)),
             Cell(age_words(texts, seen, moment) if seen else "-", "dim"),
