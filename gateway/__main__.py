@@ -155,7 +155,7 @@ def _add_quotas(commands: Commands) -> None:
         _json(parser)
         parser.add_argument("--user", metavar="NAME", default="", help="of this person")
         parser.add_argument("--workspace", metavar="NAME", default="", help="of this workspace")
-    for resource in ("environments", "cpus", "memory", "storage", "uploads", "parked"):
+    for resource in ("environments", "cpus", "memory", "gpus", "storage", "uploads", "parked"):
         change.add_argument(
             f"--{resource}", metavar="AMOUNT", type=_quota(resource), default=None,
             help="a number or a size such as 16GiB, 'unlimited', or 'default'",

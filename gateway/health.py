@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.compute.places import HasGpus
+from backends.compute.places import HasGpus, host_of
 from backends.compute.registry import Computes
 from storage.database.migrate import pending
 from storage.errors import AshoreError, Unavailable
@@ -65,7 +65,9 @@ async def of_house(
     absent = computes.absent if isinstance(computes, Computes) else {}
     findings += await asyncio.gather(*(_of_compute(name, compute) for name, compute in computes.items()))
     findings += [Finding(f"compute {name}", False, why, _SEE_MACHINES) for name, why in sorted(absent.items())]
-    gpus = await asyncio.gather(*(_of_gpus(name, one) for name, one in computes.items() if isinstance(one, HasGpus)))
+    gpus = await asyncio.gather(
+        *(_of_gpus(name, one) for name, one in computes.items() if host_of(name) and isinstance(one, HasGpus))
+    )
     findings += gpus
     if not computes:
         findings.append(Finding("computes", False, "none serves", "install bubblewrap for 'local', or start Docker"))

@@ -133,7 +133,7 @@ class HostWatch:
             await asyncio.wait(self._asked.values(), timeout=_GPU_SECONDS)
         # One after the other: two hosts may be the same machine, and a card belongs to one of them.
         for place, task in tuple(self._asked.items()):
-            if task.done():
+            if task.done() and self._asked.get(place) is task:
                 del self._asked[place]
                 await self._hear_gpus(place, task)
 

@@ -216,6 +216,12 @@ async def test_a_driver_that_hangs_holds_no_heartbeat_up(
     assert await holders(house, admin) == {"GPU-a": []}
 
 
+async def test_two_looks_at_once_hear_each_answer_once(house: House, admin: Caller) -> None:
+    house.engines["near"].gpus = [B]
+    await asyncio.gather(*(house.watch.look() for _ in range(4)))
+    assert await holders(house, admin) == {"GPU-b": []}
+
+
 async def test_a_machine_under_two_names_has_its_cards_once(house: House, alice: Caller) -> None:
     house.engines["far"].gpus = [A, B]
     await house.watch.look()

@@ -113,10 +113,13 @@ def test_quotas_beside_the_gateway(tmp_path: Path, key: Path) -> None:
     other.write_text("[quotas]\nuser_memory_mib = 2048\n")
     rows = json.loads(ashore("quota", "show", "--user", "alice", "--json", "--data", data, "--config", other).stdout)
     assert {row["resource"]: row["allowed"] for row in rows}["memory"] == 2 * 1024**3
-    done = ashore("quota", "set", "--user", "alice", "--memory", "8GiB", "--cpus", "unlimited", "--data", data)
+    done = ashore(
+        "quota", "set", "--user", "alice", "--memory", "8GiB", "--cpus", "unlimited", "--gpus", "2", "--data", data
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["user", "alice", "memory", "0B", "8GiB", "8GiB", "operator"] in lines
+    assert ["user", "alice", "gpus", "0", "2", "2", "operator"] in lines
     assert "alice" in ashore("quota", "show", "--data", data).stdout
     cleared = ashore("quota", "clear", "--user", "alice", "--data", data)
     assert (cleared.returncode, ashore("quota", "show", "--data", data).stdout) == (0, "")
