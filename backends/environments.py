@@ -6,11 +6,10 @@ Writes what the owner wishes; `reconcilers.environments` brings it about. No net
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,12 +19,10 @@ from backends import machines
 from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
-from backends.compute.places import host_of, kind_of, place_of
-from backends.gpus import GpuNeed, asked
+from backends.compute.places import place_of
 from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
-from backends.limits import Limits, Machine
-from backends.mounts import Choice, PlannedMount, begin_mounts, mount_variables, plan_mounts
-from backends.reservations import Ask, Reservations, gpu_need
+from backends.mounts import begin_mounts, mount_variables
+from backends.planning import Plan, Planner, Request, amounts
 from backends.settings import BackendSettings
 from storage.access import Action, Caller, Destination, Owned, require
 from storage.audit import AuditTrail, Event
@@ -35,74 +32,13 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuota, TimedOut, Unavailable
 from storage.names import check_resource, check_user, printable
-from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource, holds
+from storage.quota_limits import RUNNING, QuotaLine, holds
 from storage.quotas import Owner, Quotas, refusals_of
 from storage.records import Environment, EnvironmentState, Lifecycle, User, Wish
 from storage.uses import Mounted, Uses, mounted
 
 _MOST_LOG_LINES = 10_000
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SETTLED = (EnvironmentState.RUNNING, EnvironmentState.STOPPED, EnvironmentState.FAILED)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What somebody asks for. Empty values take the defaults of the settings."""
-
-    name: str
-    compute: str = ""
-    image: str = ""
-    cpus: float = 0.0
-    memory: int = 0
-    """Bytes."""
-    variables: Mapping[str, str] = field(default_factory=dict)
-    data: Sequence[Choice] = ()
-    """Data sets and models to see inside; the order of each kind numbers its paths."""
-    lifecycle: LifecycleChoice = LifecycleChoice()
-    host: str = ""
-    """Of a compute that has several; empty: one that has room."""
-    gpus: int = 0
-    gpu_model: str = ""
-    """Part of the name of the model, or of a MIG profile. With it, or with a mode, 0 GPUs mean one."""
-    gpu_mode: str = ""
-    """`exclusive` (also what empty means), `shared`, `mig` or `none`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a request would become, with every reason why it cannot; the dry run and the form's live hints."""
-
-    request: Request
-    """With the CPUs and the memory that it would get."""
-    compute: str
-    image: str
-    refusals: Sequence[str]
-    quotas: Sequence[QuotaLine] = ()
-    """What its owner and its workspace use and may use."""
-    over_quota: Sequence[str] = ()
-    """Those refusals that the quotas are the reason of."""
-    processes: int = 0
-    """Processes and threads that it may have; 0: its compute does not say."""
-    mounts: Sequence[PlannedMount] = ()
-    host: str = ""
-    """The host that it would get; empty for a compute without hosts."""
-    no_room: Sequence[str] = ()
-    """Those refusals that say that no host has room for it now."""
-    gpus: GpuNeed = GpuNeed()
-    cards: Mapping[str, str] = field(default_factory=dict)
-    """UUID → model of the GPUs that it would get."""
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A request with the CPUs and the memory that it gets, and its host; or why there is none."""
-
-    request: Request
-    host: str = ""
-    no_room: Sequence[str] = ()
-    wrong: Sequence[str] = ()
-    """What can never be."""
-    cards: Mapping[str, str] = field(default_factory=dict)
 
 
 class Environments:
@@ -126,9 +62,8 @@ class Environments:
         self._quotas = quotas or Quotas(
             database, audit, changes, environments=settings.environments.limit_per_user, clock=clock
         )
-        self.limits = Limits.of(settings.environments, Machine.here())
-        """What one environment gets, and may have, on this machine. On a host it depends on that host."""
-        self._reservations = Reservations(settings)
+        self.planner = Planner(computes, settings, self._quotas)
+        """What may be asked for, and where."""
         self._settings = settings
         self._clock = clock
         self._uses = Uses(database, clock)
@@ -136,21 +71,6 @@ class Environments:
         """What life cycles go by where nothing else was chosen."""
         self.activity = Activity(database, changes, settings.lifecycle, clock)
         """Where doors tell signs of life."""
-
-    def offered(self, caller: Caller) -> Sequence[str]:
-        """Names of the computes that serve and take the caller, the default first."""
-        default = self._default_compute()
-        known = self._settings.machines
-        names = [name for name in self._kinds() if name not in known or machines.may_use(caller, name, known[name])]
-        return sorted(names, key=lambda name: (name != default, name))
-
-    def hosts_of(self, compute: str) -> Sequence[str]:
-        """The hosts of a compute, by name; none for one that is a single machine."""
-        return sorted(host_of(place) for place in self._computes if kind_of(place) == compute and host_of(place))
-
-    def is_machine(self, compute: str) -> bool:
-        """Whether it is an existing machine: no image, no limits, no data."""
-        return compute in self._settings.machines
 
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[Environment]:
         """The caller's environments by name; everybody's for administrators."""
@@ -184,7 +104,7 @@ class Environments:
         """What `create` would do, and what speaks against it."""
         require(caller, Action.ENVIRONMENT_CREATE)
         async with self._database.reading() as tx:
-            return await self._plan(tx, caller, request)
+            return await self.planner.plan(tx, caller, request)
 
     async def create(self, caller: Caller, request: Request) -> Environment:
         """Record the wish for a new environment; the reconciler makes it."""
@@ -196,9 +116,8 @@ class Environments:
 
     async def _create(self, caller: Caller, request: Request) -> Environment:
         async with self._database.writing() as tx:
-            await self._quotas.hold(tx, Owner.of(caller))
-            await self._reservations.hold(tx, request.compute or self._default_compute())
-            plan = await self._plan(tx, caller, request)
+            await self.planner.hold(tx, caller, request)
+            plan = await self.planner.plan(tx, caller, request)
             _refuse(plan)
             request = plan.request
             environment = Environment(
@@ -366,118 +285,6 @@ class Environments:
             yield piece
 
     # ---- inside ----------------------------------------------------------------------------------------------
-    def _default_compute(self) -> str:
-        wanted = self._settings.environments.default_compute
-        if wanted:
-            return wanted
-        kinds = self._kinds()
-        return "docker" if "docker" in kinds else next(iter(kinds), "")
-
-    def _kinds(self) -> Sequence[str]:
-        """The computes that serve, each once."""
-        return tuple(dict.fromkeys(kind_of(place) for place in self._computes))
-
-    async def _plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
-        compute = request.compute or self._default_compute()
-        image = request.image
-        refusals: list[str] = []
-        try:
-            check_resource(request.name, kind="environment")
-        except BadInput as error:
-            refusals.append(error.message)
-        else:
-            taken = await tx.scalar(
-                select(Environment.id).where(Environment.owner_id == caller.user_id, Environment.name == request.name)
-            )
-            if taken:
-                refusals.append(f"you have an environment '{request.name}' already")
-        if compute not in self._kinds():
-            offered = ", ".join(self.offered(caller)) or "none serves now"
-            refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
-        if compute == "local" and image:
-            refusals.append("'local' takes no image: it shows this machine's own system, read only")
-        if compute == "docker" and not image:
-            image = self._settings.docker.default_image
-        need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
-        need = replace(need, workspace_id=caller.workspace_id)
-        placed = self._on_machine(caller, compute, request, need)
-        placed = placed or await self._placed(tx, compute, request, need)
-        request = placed.request
-        refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
-        quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
-        over = refusals_of(caller, quotas, _amounts(request.cpus, request.memory, need.count, is_new=True))
-        mounts, against = await plan_mounts(tx, caller, request.data)
-        refusals += over + list(against) + request.lifecycle.refusals()
-        return Plan(
-            request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts,
-            host=placed.host, no_room=placed.no_room, gpus=need, cards=placed.cards,
-        )  # fmt: skip
-
-    def _on_machine(self, caller: Caller, compute: str, request: Request, gpus: GpuNeed) -> _Placed | None:
-        """On an existing machine; None: it is no machine."""
-        machine = self._settings.machines.get(compute)
-        if machine is None:
-            return None
-        limited = bool(request.cpus or request.memory)
-        wrong = machines.refusals(
-            caller, compute, machine, image=request.image, limited=limited, has_data=bool(request.data)
-        )
-        if request.host:
-            wrong.append(f"'{compute}' is one machine: leave the host out")
-        if gpus.count:
-            wrong.append(f"'{compute}' gives out no GPUs: it is a machine as it is")
-        return _Placed(replace(request, cpus=0.0, memory=0), wrong=wrong)
-
-    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed) -> _Placed:
-        hosts = self.hosts_of(compute)
-        cpus, memory = self.limits.filled(request.cpus, request.memory)
-        filled = replace(request, cpus=cpus, memory=memory)
-        if request.host and request.host not in hosts:
-            named, offered = printable(request.host, limit=48), ", ".join(hosts) or "none"
-            return _Placed(filled, wrong=[f"there is no host '{named}' (offered: {offered})"])
-        if not hosts:
-            without = [f"the compute '{printable(compute, limit=40)}' has no GPUs"] if gpus.count else []
-            return _Placed(filled, wrong=[*self.limits.refusals(cpus, memory), *without])
-        ask = Ask(request.cpus, request.memory, gpus, must_be_here=bool(request.data))
-        found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
-        if found.offer is None:
-            if found.is_never:
-                return _Placed(filled, wrong=found.sentence.split("; "))
-            return _Placed(filled, no_room=[found.sentence])
-        need = found.offer.need
-        return _Placed(
-            replace(request, cpus=need.cpus, memory=need.memory), found.offer.room.host,
-            cards={card.uuid: card.words for card in found.offer.cards},
-        )  # fmt: skip
-
-    async def _reserve(self, tx: Transaction, environment: Environment) -> None:
-        """Take room on its host again. Unavailable: there is none now.
-
-        It stays where its home is; one that was never made may go elsewhere. GPUs are those that it had, if they are
-        free.
-        """
-        if not environment.host or environment.reserves:
-            return
-        await self._reservations.hold(tx, environment.compute)
-        has_data = bool(await mounted(tx, [environment.id]))
-        ask = Ask(environment.cpus, environment.memory, gpu_need(environment), must_be_here=has_data)
-        hosts = self.hosts_of(environment.compute)
-        offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
-        if environment.host not in hosts:
-            against = "it is not in the settings"
-        if against and environment.started is None and not environment.handle:
-            found = await self._reservations.choose(tx, environment.compute, hosts, ask)
-            if found.offer is not None:
-                offer, environment.host, against = found.offer, found.offer.room.host, ""
-        if against:
-            raise Unavailable(f"'{environment.name}' cannot start on its host {environment.host} now ({against})")
-        environment.cards = {card.uuid: card.words for card in offer.cards}
-        environment.reserves = True
-
-    def _processes(self, compute: str) -> int:
-        settings = self._settings
-        return {"local": settings.local.pids_limit, "docker": settings.docker.pids_limit}.get(compute, 0)
-
     @asynccontextmanager
     async def _refusing(self, caller: Caller, action: Action, name: str) -> AsyncIterator[None]:
         """Around what takes something: a refusal for the sake of a quota is in the trail as well."""
@@ -493,10 +300,14 @@ class Environments:
     async def take(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
         """What it needs while it runs, of its owner's quota and of a host. Nobody else takes anything until `tx` ends.
 
-        OverQuota: the quota does not allow it. Unavailable: its host has no room now.
+        OverQuota: the quota does not allow it. Unavailable: its host has no room now. NotAllowed: the caller may not
+        use its machine, or no longer.
         """
+        machine = self._settings.machines.get(environment.compute)
+        if machine is not None:
+            require(caller, Action.MACHINE_USE, machines.shared(environment.compute, machine))
         await self._take_of_quota(tx, caller, environment)
-        await self._reserve(tx, environment)
+        await self.planner.reserve(tx, environment)
 
     async def _take_of_quota(self, tx: Transaction, caller: Caller, environment: Environment) -> None:
         owner = Owner(environment.owner_id, environment.owner_name, environment.workspace_id)
@@ -504,7 +315,7 @@ class Environments:
         held = holds(environment)
         if held and environment.wish is Wish.RUNNING:
             return
-        more = _amounts(environment.cpus, environment.memory, environment.gpus, is_new=False)
+        more = amounts(environment.cpus, environment.memory, environment.gpus, is_new=False)
         lines = await self._quotas.lines_of(tx, owner, list(more))
         if held:
             # It counts although it may hold nothing any more, as one that failed and is being stopped.
@@ -516,9 +327,6 @@ class Environments:
         self, caller: Caller, action: Action, name: str, wish: Wish, *, restart: bool = False
     ) -> Environment:
         seen = await self._load(caller, action, name)
-        machine = self._settings.machines.get(seen.compute)
-        if wish is Wish.RUNNING and machine is not None:
-            require(caller, Action.MACHINE_USE, machines.shared(seen.compute, machine))
         async with self._refusing(caller, action, seen.name), self._database.writing() as tx:
             environment = await tx.get(Environment, seen.id, with_for_update=True)
             if environment is None:
@@ -585,23 +393,6 @@ def settled(environment: Environment) -> bool:
     if environment.restarted != environment.restarts:
         return False
     return environment.state.value == environment.wish.value
-
-
-def _amounts(cpus: float, memory: int, gpus: int, *, is_new: bool) -> Amounts:
-    """What an environment takes when it starts."""
-    running: dict[Resource, float] = {Resource.CPUS: cpus, Resource.MEMORY: memory, Resource.GPUS: gpus}
-    return {Resource.ENVIRONMENTS: 1, **running} if is_new else running
-
-
-def _check_variables(request: Request) -> list[str]:
-    refusals = []
-    for name, value in request.variables.items():
-        shown = printable(name, limit=40)
-        if not _VARIABLE.fullmatch(name) or name.startswith(("LD_", "ASHORE_")):
-            refusals.append(f"'{shown}' cannot be set as an environment variable")
-        elif any(mark in value for mark in "\n\r\0"):
-            refusals.append(f"the value of '{shown}' must be one line")
-    return refusals
 
 
 def _refuse(plan: Plan) -> None:

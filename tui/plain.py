@@ -10,7 +10,7 @@ from functools import partial
 
 from rich.cells import cell_len
 
-from backends.environments import Request
+from backends.planning import Request
 from backends.services import Services
 from storage.access import Caller
 from storage.clock import now
@@ -106,7 +106,7 @@ class PlainMenu:
     async def _create(self, name: str) -> None:
         t, environments = self._texts, self._desk.services.environments
         name = name or await self._answer(t("Name [{default}]", default="dev")) or "dev"
-        offered = environments.offered(self._desk.caller)
+        offered = environments.planner.offered(self._desk.caller)
         compute = offered[0] if offered else ""
         if len(offered) > 1:
             question = t("Compute: {offered} [{default}]", offered=", ".join(offered), default=compute)

@@ -21,7 +21,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.errors import NotFound, OverQuota, Unavailable
+from storage.errors import NotAllowed, NotFound, OverQuota, Unavailable
 from storage.records import Environment
 
 
@@ -79,7 +79,7 @@ class ExpiryReconciler:
     async def _start(self, row: Environment, coming: Due) -> None:
         try:
             await self._rows.carry_out(row, coming, await self._owner(row))
-        except (NotFound, OverQuota, Unavailable) as error:
+        except (NotAllowed, NotFound, OverQuota, Unavailable) as error:
             await self._rows.pass_over(row, coming, error.message)
 
     async def _owner(self, row: Environment) -> Caller:

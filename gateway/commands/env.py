@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from backends.environments import Request
 from backends.lifecycle import Due, LifecycleChoice, coming_words, span_words
 from backends.mounts import Choice
+from backends.planning import Request
 from gateway.commands.context import Context
 from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.environments import Environments, Request, settled
+from backends.environments import Environments, settled
+from backends.planning import Request
 from backends.settings import BackendSettings, EnvironmentSettings
 from storage.access import Action, Caller
 from storage.audit import AuditTrail

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from backends.compute.contract import State
 from backends.compute.places import GpuFact
-from backends.environments import Environments, Request
+from backends.environments import Environments
+from backends.planning import Request
 from backends.settings import BackendSettings, EnvironmentSettings, GpuSettings, PlacementSettings
 from storage.access import Caller
 from storage.accounts import Accounts

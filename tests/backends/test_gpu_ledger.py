@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute
 from backends.compute.places import GpuFact
-from backends.environments import Environments, Request
+from backends.environments import Environments
+from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import hosts as hosts_module
 from backends.reconcilers import loop as loop_module

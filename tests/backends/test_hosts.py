@@ -13,9 +13,10 @@ from sqlalchemy import select
 from backends.compute.contract import Found
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine
 from backends.compute.places import Capacity
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.hosts import Hosts
 from backends.mounts import Choice
+from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import loop as loop_module
 from backends.reconcilers.environments import EnvironmentReconciler

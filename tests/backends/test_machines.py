@@ -8,8 +8,9 @@ import asyncssh
 import pytest
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.mounts import Choice
+from backends.planning import Request
 from backends.settings import BackendSettings, MachineSettings
 from storage.access import Caller
 from storage.audit import AuditTrail
@@ -46,11 +47,11 @@ async def test_nobody_but_administrators_by_default(house: House, alice: Caller,
     environments = house.environments()
     request = Request("train", compute="box")
     assert (await environments.plan(alice, request)).refusals == [CLOSED]
-    assert list(environments.offered(alice)) == ["local"]
+    assert list(environments.planner.offered(alice)) == ["local"]
     with pytest.raises(BadInput, match="not open to you"):
         await environments.create(alice, request)
     assert (await environments.plan(admin, request)).refusals == []
-    assert list(environments.offered(admin)) == ["local", "box"]
+    assert list(environments.planner.offered(admin)) == ["local", "box"]
 
 
 async def test_the_refusal_is_the_only_one(house: House, alice: Caller) -> None:

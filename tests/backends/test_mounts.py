@@ -13,8 +13,9 @@ from sqlalchemy import select, update
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.data_cache import DataCache
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.mounts import MOST, Choice, EnvironmentData
+from backends.planning import Request
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.settings import BackendSettings, CacheSettings, EnvironmentSettings

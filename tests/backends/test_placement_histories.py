@@ -20,8 +20,9 @@ from sqlalchemy import select
 from backends.compute.contract import State
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.compute.places import Capacity
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.hosts import Hosts
+from backends.planning import Request
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.hosts import MISSED, HostWatch
 from backends.settings import BackendSettings, EnvironmentSettings, PlacementSettings

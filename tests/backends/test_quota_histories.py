@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from backends.compute.contract import Compute
-from backends.environments import Environments, Request
+from backends.environments import Environments
+from backends.planning import Request
 from backends.reconcilers.rows import EnvironmentRows
 from backends.reservations import Reservations
 from backends.settings import BackendSettings, EnvironmentSettings

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select, update
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.environments import Environments, Request
+from backends.environments import Environments
+from backends.planning import Request
 from backends.settings import BackendSettings, EnvironmentSettings
 from storage.access import Action, Caller
 from storage.audit import AuditTrail

@@ -13,7 +13,8 @@ from sqlalchemy import select, update
 
 from backends.compute.contract import State
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine, Workload
-from backends.environments import Environments, Request
+from backends.environments import Environments
+from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import loop as loop_module
 from backends.reconcilers.environments import AWAY, EnvironmentReconciler

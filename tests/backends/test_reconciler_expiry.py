@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import select, update
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.lifecycle import LifecycleChoice
+from backends.planning import Request
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.settings import BackendSettings, LifecycleSettings
 from storage.access import Action, Caller

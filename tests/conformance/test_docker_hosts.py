@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import update
 
 from backends.compute.docker.driver import DockerCompute
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.planning import Request
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.hosts import HostWatch
 from backends.settings import (

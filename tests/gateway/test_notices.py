@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import update
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.environments import Environments, Request
+from backends.environments import Environments
 from backends.lifecycle import LifecycleChoice
+from backends.planning import Request
 from backends.settings import BackendSettings
 from gateway.notices import Notices
 from storage.access import Caller

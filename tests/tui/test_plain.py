@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from backends.environments import Request
+from backends.planning import Request
 from storage.access import Caller
 from storage.errors import Unavailable
 from storage.records import EnvironmentState, Wish

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Button, Input, Select
 
-from backends.environments import Request
+from backends.planning import Request
 from storage.access import Caller
 from storage.errors import Unavailable
 from storage.quota_limits import Resource
@@ -33,7 +33,7 @@ async def test_enter_takes_what_is_proposed(menu: Menu, house: House, alice: Cal
         await pilot.press("enter")
         await shows(pilot, "Ashore  Environments", "dev", "requested")
         made = await house.environments.show(alice, "dev")
-        limits = house.environments.limits
+        limits = house.environments.planner.limits
         assert (made.compute, made.image) == ("docker", "debian:bookworm")
         assert (made.cpus, made.memory) == (limits.default_cpus, limits.default_memory)
 
@@ -256,4 +256,4 @@ async def test_a_machine_asks_for_a_name_only(menu: Menu, house: House, bob: Cal
 
 
 async def test_a_machine_of_others_is_not_offered(menu: Menu, house: House, alice: Caller) -> None:
-    assert list(house.environments.offered(alice)) == ["docker", "local"]
+    assert list(house.environments.planner.offered(alice)) == ["docker", "local"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Input
 
-from backends.environments import Request
 from backends.lifecycle import LifecycleChoice
+from backends.planning import Request
 from storage.access import Caller
 from storage.clock import now
 from storage.errors import Unavailable

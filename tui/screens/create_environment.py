@@ -15,8 +15,8 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Button, Input, Select
 
-from backends.environments import Plan, Request
 from backends.lifecycle import LifecycleChoice
+from backends.planning import Plan, Request
 from storage.errors import AshoreError, BadInput
 from storage.names import is_resource, printable
 from storage.records import AssetKind, GpuMode, Lifecycle
@@ -73,8 +73,8 @@ class CreateEnvironmentScreen(Page):
 
     def compose_body(self) -> ComposeResult:
         t = self.texts
-        limits = self.desk.services.environments.limits
-        offered = self.desk.services.environments.offered(self.desk.caller)
+        limits = self.desk.services.environments.planner.limits
+        offered = self.desk.services.environments.planner.offered(self.desk.caller)
         computes = [(Text(printable(name, limit=40)), name) for name in offered]
         with VerticalScroll(id="form", can_focus=False):
             yield from self._field("name", t("Name"), Input(self._proposed, id="name", compact=True, max_length=48))
@@ -196,7 +196,7 @@ class CreateEnvironmentScreen(Page):
         """What is used of what is allowed, before this environment; and where it would go, if that is a question."""
         words = quota_words(self.texts, plan.quotas)
         lines = [self.texts("In use: {words}", words=words)] if words else []
-        if plan.host and len(self.desk.services.environments.hosts_of(plan.compute)) > 1:
+        if plan.host and len(self.desk.services.environments.planner.hosts_of(plan.compute)) > 1:
             lines.append(self.texts("Host: {name}", name=plan.host))
         if plan.cards:
             lines.append(self.texts("GPUs: {names}", names=", ".join(plan.cards.values())))
@@ -215,7 +215,7 @@ class CreateEnvironmentScreen(Page):
         return value if isinstance(value, str) else ""
 
     def _is_machine(self) -> bool:
-        return self.desk.services.environments.is_machine(self._compute())
+        return self.desk.services.environments.planner.is_machine(self._compute())
 
     def _lifecycle(self) -> Lifecycle:
         return Lifecycle(str(self.query_one("#lifecycle", Select).value))
@@ -236,7 +236,7 @@ class CreateEnvironmentScreen(Page):
 
     def _has_hosts(self) -> bool:
         """Whether there may be GPUs."""
-        return bool(self.desk.services.environments.hosts_of(self._compute()))
+        return bool(self.desk.services.environments.planner.hosts_of(self._compute()))
 
     def _gpus(self) -> tuple[int, str, str]:
         """Count, model and mode; a model alone means one, a mode nothing as long as no number stands before it."""

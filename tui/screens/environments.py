@@ -327,7 +327,8 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
     ]
     limits += [gpu_words(texts, one)] if one.gpus else []
-    where = [texts("on {host}", host=one.host)] if len(desk.services.environments.hosts_of(one.compute)) > 1 else []
+    hosts = desk.services.environments.planner.hosts_of(one.compute)
+    where = [texts("on {host}", host=one.host)] if len(hosts) > 1 else []
     lines = [
         "   ".join([one.image or one.compute, *limits, *where]),
         lifecycle_words(texts, one, desk.services.environments.due(one)),

@@ -53,7 +53,7 @@ async def test_set_refuse_raise_clear(desk: Desk, alice: Caller, admin: Caller) 
 
 
 async def test_a_dry_run_tells_the_real_numbers(desk: Desk, alice: Caller) -> None:
-    limits = desk.services.environments.limits
+    limits = desk.services.environments.planner.limits
     plan = json.loads((await desk.run(alice, "env create a --dry-run --json")).out)
     assert (plan["cpus"], plan["memory"]) == (limits.default_cpus, limits.default_memory)
     await desk.run(alice, "env create a")
