@@ -106,7 +106,7 @@ async def test_the_marks_of_the_driver_do_not_show(link: Link) -> None:
 
 async def test_the_guests_secrets_are_out_of_reach(link: Link, place: Kit) -> None:
     done = await link.run("cat /opt/ashore/run/ssh_host_ed25519_key; touch /opt/ashore/guest/x")
-    if place.name != "local":
+    if place.image:  # elsewhere the account that logs in is the one that the guest's files belong to
         assert "Permission denied" in str(done.stderr)
         assert done.stdout == ""
     assert done.exit_status != 0  # nobody writes to the guest's tree
