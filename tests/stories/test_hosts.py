@@ -12,6 +12,9 @@ from tests.stories.clients import Gateway, run
 from tests.stories.conftest import served
 
 _SETTINGS = """
+[backends.placement]
+memory_overcommit = 1.0
+
 [backends.docker.hosts.here]
 url = "unix://{engine}"
 
