@@ -67,7 +67,7 @@ async def test_people_and_workspaces_of_the_settings(house: House, alice: Caller
     assert (await chosen.plan(bob, request)).refusals == [CLOSED]
     everybody = house.environments(workspaces=(bob.workspace,))
     assert (await everybody.plan(bob, request)).refusals == []
-    assert list(everybody.offered(bob)) == ["local", "box"]
+    assert list(everybody.planner.offered(bob)) == ["local", "box"]
 
 
 async def test_what_a_machine_does_not_take(house: House, alice: Caller) -> None:
