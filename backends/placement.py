@@ -1,7 +1,7 @@
 """Which host a new environment gets. Pure: no database and no engine here.
 
-A host has what its machine has, and what environments reserved is taken from it; cores may be promised several times,
-memory once, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses.
+A host has what its machine has, and what environments reserved is taken from it; cores and memory may be promised
+several times, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses.
 """
 
 from __future__ import annotations
