@@ -133,10 +133,7 @@ class LocalCompute:
         return namespace
 
     async def usage(self, handle: str) -> Usage | None:
-        state = await asyncio.to_thread(self._at(handle).read)
-        if state is None or not state.runs:
-            return None
-        return await asyncio.to_thread(usage_of, state.id, state.pid)
+        return await asyncio.to_thread(self._usage, handle)
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         await self._known(handle)
@@ -197,6 +194,10 @@ class LocalCompute:
             return Status(State.STOPPED)
         reason = "this machine was started anew" if state.boot != boot_id() else "its first process was ended"
         return Status(State.STOPPED, reason)
+
+    def _usage(self, handle: str) -> Usage | None:
+        state = self._at(handle).read()
+        return usage_of(state.id, state.pid) if state is not None and state.runs else None
 
     def _found(self) -> Sequence[Found]:
         if not self._folder.is_dir():
