@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backends.usage import Load, Rates
 from gateway.commands.context import Context
-from gateway.commands.output import Row, amount, table, to_json
+from gateway.commands.output import Row, amount, table, to_json_line
 from gateway.commands.parsing import Parser, Verb
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ async def _measured(context: Context, options: argparse.Namespace) -> Sequence[E
 
 def _show(context: Context, options: argparse.Namespace, rows: Sequence[Row]) -> None:
     if options.json and options.watch:
-        context.out(json.dumps(json.loads(to_json(rows))) + "\n")
+        context.out(to_json_line(rows))
         return
     if options.watch and context.has_terminal and context.raw is not None:
         context.raw("\x1b[H\x1b[J")

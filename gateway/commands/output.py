@@ -55,6 +55,11 @@ def to_json(value: Value) -> str:
     return json.dumps(_plain(value), ensure_ascii=True, indent=2) + "\n"
 
 
+def to_json_line(value: Value) -> str:
+    """The same in one line, so that a program can read look by look."""
+    return json.dumps(_plain(value), ensure_ascii=True) + "\n"
+
+
 def human(value: Value) -> str:
     """A value as people read it, harmless for a terminal."""
     if value is None or value == "":

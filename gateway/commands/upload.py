@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from gateway.commands.context import Context
-from gateway.commands.output import Row, amount, facts, table, to_json
+from gateway.commands.output import Row, amount, facts, table, to_json_line
 from gateway.commands.parsing import Noun, Parser, Verb
 from storage.names import printable
 from storage.transfers import Progress, Rates, TransferView
@@ -42,9 +41,8 @@ async def _watch(context: Context, options: argparse.Namespace) -> None:
             views = await context.services.transfers.list(context.caller, everybody=options.all)
             known = rates.of(views)
             if options.json:
-                # One line for each look, so that a program can read line by line.
                 rows = [_row(view, known.get(view.id), for_people=False) for view in views]
-                context.out(json.dumps(json.loads(to_json(rows))) + "\n")
+                context.out(to_json_line(rows))
             else:
                 _screenful(context, views, known)
             await context.drain()
