@@ -50,6 +50,8 @@ async def enter(connection: Connection, session: ClientSession, route: Route) ->
             await _data(connection, session, route)
         case Door.HOLD:
             await _hold(connection, session)
+        case Door.WELCOME:
+            await _welcome(connection, session)
         case Door.SHELL | Door.EXEC | Door.SFTP:
             await _environment(connection, session, route)
 
@@ -119,6 +121,13 @@ async def _hold(connection: Connection, session: ClientSession) -> None:
     async with _session_row(connection, session, Door.HOLD) as ended:
         await _Idle(session).closed_by_client()
         ended(Exit(0))
+
+
+async def _welcome(connection: Connection, session: ClientSession) -> None:
+    caller, _ = await connection.identity()
+    address = connection.house.services.address
+    session.say(f"ashore: your key is known from now on: ssh -p {address.port} {caller.name}@{address.host}")
+    session.exit(0)
 
 
 async def _environment(connection: Connection, session: ClientSession, route: Route) -> None:

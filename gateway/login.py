@@ -71,7 +71,7 @@ class Login:
             )
         key = PublicKey(_line(self._candidate), fingerprint, "from an invitation")
         caller = await self._accounts.redeem(self.target.user, key, address=self._address, connection=self._connection)
-        self.target = Target(caller.name)
+        self.target = Target(caller.name, is_invite=True)
         return caller
 
 

@@ -29,6 +29,8 @@ class Door(StrEnum):
     """md5sum and its kin on the data tree."""
     HOLD = "hold"
     """Neither PTY nor command: the connection is held for its forwards."""
+    WELCOME = "welcome"
+    """An invitation was redeemed, and neither PTY nor command wanted: nothing is left to do on this connection."""
     SHELL = "shell"
     EXEC = "exec"
     SFTP = "sftp"
@@ -55,7 +57,10 @@ class Route:
 
 def resolve(target: Target, asked: Asked) -> Route:
     """The route of a session."""
-    return _into_environment(asked) if target.environment else _at_gateway(asked)
+    if target.environment:
+        return _into_environment(asked)
+    route = _at_gateway(asked)
+    return Route(Door.WELCOME) if target.is_invite and route.door is Door.HOLD else route
 
 
 def _into_environment(asked: Asked) -> Route:

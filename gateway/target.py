@@ -22,6 +22,7 @@ class Target:
     user: str
     environment: str = ""
     is_invite: bool = False
+    """Came by a one-time invitation; once it is redeemed, `user` is the person whom it was for."""
 
 
 def parse(login: str) -> Target:

@@ -104,7 +104,7 @@ async def test_an_invitation_binds_the_first_proven_key_once(accounts: Accounts,
     assert login.accepts(key)
     caller = await login.complete()
     assert (caller.name, caller.is_admin) == ("carol", True)
-    assert login.target == Target("carol")
+    assert login.target == Target("carol", is_invite=True)
     again = Login(accounts, address="", connection="c2")
     await again.begin(name)
     assert not again.accepts(new_key())

@@ -7,7 +7,7 @@ import pytest
 from gateway.routes import Asked, Door, resolve
 from gateway.target import Target
 
-GATEWAY, TRAIN = Target("alice"), Target("alice", "train")
+GATEWAY, TRAIN, INVITED = Target("alice"), Target("alice", "train"), Target("alice", is_invite=True)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,9 @@ GATEWAY, TRAIN = Target("alice"), Target("alice", "train")
         (TRAIN, Asked(True, "top"), Door.EXEC),
         (TRAIN, Asked(False, None, "sftp"), Door.SFTP),
         (TRAIN, Asked(False, None, "shell"), Door.REFUSED),
+        (INVITED, Asked(False), Door.WELCOME),
+        (INVITED, Asked(True), Door.MENU),
+        (INVITED, Asked(False, "whoami"), Door.COMMAND),
     ],
 )
 def test_doors(target: Target, asked: Asked, door: Door) -> None:

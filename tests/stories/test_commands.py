@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.stories.clients import Environment, Gateway
+from tests.stories.clients import Environment, Gateway, run
 
 
 def test_whoami(gateway: Gateway) -> None:
@@ -65,6 +65,16 @@ def test_a_new_key_opens_the_door_and_a_removed_one_closes_it(gateway: Gateway) 
     (row,) = [row for row in gateway.json("alice", "key", "list") if "second" in str(row)]
     gateway.ssh("alice", "key", "remove", row["fingerprint"])
     assert gateway.ssh("alice", "whoami", options=arguments, check=False).returncode == 255
+
+
+def test_an_invitation_without_a_terminal(gateway: Gateway) -> None:
+    """The key is bound, the line says how to come back, and the connection does not wait for forwards."""
+    login = gateway.ssh("carol", "invite", "create", "dora").stdout.decode().split()[-1].partition("@")[0]
+    gateway.make_key("dora")
+    done = run([*gateway.client("dora")[:-1], "-l", login, "gw"])
+    assert b"your key is known from now on: ssh -p" in done.stderr
+    assert b"dora@" in done.stderr
+    assert gateway.json("dora", "whoami")["user"] == "dora"
 
 
 def test_a_held_connection(gateway: Gateway) -> None:
