@@ -15,6 +15,14 @@ from storage.settings import Group
 _EMBEDDED = ("local", "docker")
 
 
+def checked_folder(path: str) -> str:
+    """`path` if it is empty or absolute, without detours; ValueError otherwise."""
+    parts = path.split("/")
+    if path and (not path.startswith("/") or ".." in parts or not path.isprintable()):
+        raise ValueError("write an absolute path, such as /mnt/bucket")
+    return path.rstrip("/") or path
+
+
 class LocalSettings(Group):
     enabled: bool = True
     """Offer `local`: bubblewrap sandboxes on this machine."""
@@ -39,11 +47,23 @@ class DockerHostSettings(Group):
     """Cores to share out. 0: all that the machine has."""
     memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory to share out, MiB. 0: all that the machine has."""
+    cache_gib: Annotated[int, Field(ge=0)] = 0
+    """Data sets and models that its environments have mounted may take this much there, GiB, in volumes named
+    `ashore-data-...`; what was not used for longest goes first. 0: no limit. On the gateway's own machine
+    `backends.cache.gib` counts."""
+    shared_root: str = ""
+    """Absolute path where the bucket is mounted on that machine already, by s3fs or JuiceFS: nothing is copied then.
+    Empty: data are copied, or on the gateway's own machine what `backends.cache.shared_root` says."""
     gpus: tuple[str, ...] = ()
     """GPUs to share out, by UUID (`nvidia-smi -L`); that of a card means its MIG devices too. Empty: all."""
     gpu_driver: Literal["nvidia", "cdi"] = "nvidia"
     """How this Docker gives GPUs: `nvidia` by the hook of the NVIDIA Container Toolkit, `cdi` by files that it makes
     (`nvidia-ctk cdi generate --device-name-strategy=uuid`)."""
+
+    @field_validator("shared_root")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        return checked_folder(value)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -211,7 +231,16 @@ class CacheSettings(Group):
     spare_gib: int = 2
     """Space on the disk of the data directory that is always left free, GiB."""
     parallel: int = 8
-    """Requests to the object store that are on their way at once for these copies, with up to 8 MiB each."""
+    """Requests to the object store that are on their way at once for the copies of one machine, with up to 8 MiB
+    each."""
+    shared_root: str = ""
+    """Absolute path where the bucket is mounted on this machine already, by s3fs or JuiceFS: nothing is copied then,
+    and environments see it as it is. Empty: data are copied."""
+
+    @field_validator("shared_root")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        return checked_folder(value)
 
 
 class ImportSettings(Group):

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from backends.compute.contract import Compute, Found, HostMount, Progress, State, WorkloadSpec
+from backends.compute.contract import Compute, Found, Mount, Progress, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
@@ -65,11 +65,11 @@ class Data(Protocol):
         ...
 
     async def fetch(self, environment: Environment, progress: Progress) -> None:
-        """Bring what it has mounted to this machine."""
+        """Bring what it has mounted to its machine."""
         ...
 
-    async def points(self, environment: Environment) -> Sequence[HostMount]:
-        """Where that is, once it is here."""
+    async def points(self, environment: Environment) -> Sequence[Mount]:
+        """Where that is, once it is there."""
         ...
 
 
