@@ -7,6 +7,7 @@ workload is its container's name, so that its volume can be found even when the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from backends.compute.docker.data_volume import DataVolumes
 from backends.compute.docker.engine import AWAY, GONE, Engine, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
+from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
 from backends.compute.docker.stream import ExecStream, open_stream
 from backends.compute.places import Capacity, GpuFact
 from backends.compute.volumes import VolumeWriter
@@ -66,6 +68,8 @@ class DockerCompute:
         self._guest = guest
         self._guest_volume = GuestVolume(self._engine, guest)
         self._data = DataVolumes(self._engine)
+        self._export = Export.of(settings, self._host)
+        self._nfs = NfsHomes(self._engine, self._data)
         self._networks = asyncio.Lock()
         self._gpus_seen: Sequence[GpuFact] = ()
         self._gpus_until = 0.0
@@ -88,7 +92,7 @@ class DockerCompute:
             await self._engine.delete_container(place.container)
         had_volume = await self._engine.volume_labels(place.volume) is not None
         try:
-            await self._engine.create_volume(config.volume(spec))
+            await self._make_home(spec, name)
             async with self._networks:
                 await self._engine.ensure_network(config.network(spec.workspace))
                 await self._engine.create_container(place.container, body)
@@ -96,6 +100,17 @@ class DockerCompute:
             await asyncio.shield(self._undo(spec, keep_volume=had_volume))
             raise
         return place.container
+
+    async def _make_home(self, spec: WorkloadSpec, image: str) -> None:
+        place = Place(spec.id)
+        labels = await self._engine.volume_labels(place.volume)
+        if labels is None:
+            body = config.volume(spec)
+            if self._export is not None:
+                body = home_volume(body, self._export, place, image)
+            await self._engine.create_volume(body)
+            labels = body["Labels"]
+        await self._nfs.make_for(labels, place, image)
 
     async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:
         labels = await self._engine.container_labels(handle)
@@ -129,6 +144,7 @@ class DockerCompute:
         place = Place.of(handle)
         labels = await self._engine.volume_labels(place.volume)
         await self._engine.delete_container(place.container)
+        await self._nfs.remove_for(labels or {}, place)
         await self._engine.delete_volume(place.volume)
         if labels is not None and "ashore.workspace" in labels:
             await self._drop_network(labels["ashore.workspace"])
@@ -276,6 +292,9 @@ class DockerCompute:
         try:
             await self._engine.delete_container(place.container)
             if not keep_volume:
+                labels = await self._engine.volume_labels(place.volume)
+                with contextlib.suppress(AshoreError):  # it may be what failed, and is empty
+                    await self._nfs.remove_for(labels or {}, place)
                 await self._engine.delete_volume(place.volume)
             await self._drop_network(spec.workspace)
         except AshoreError as error:

@@ -31,7 +31,7 @@ _NO_TOOLKIT = "could not select device driver"
 _NO_CONNECTION = 900
 """aiodocker's own status for an Engine that cannot be reached."""
 _REMOVAL_TRIES = 50
-_ONCE_SECONDS = 60
+_ONCE_SECONDS = 60.0
 
 
 class Engine:
