@@ -224,6 +224,8 @@ class EnvironmentReconciler:
                 if not self._fetches.is_done(seen):
                     return  # and be woken when its data are here
             except AshoreError as error:
+                if isinstance(error, Unavailable):
+                    await compute.check()  # raises if the engine is away: its data go on when it is back
                 await self._fail(seen, compute, printable(error.message, limit=500))
                 return
         deadline = self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds

@@ -353,6 +353,25 @@ async def test_what_goes_wrong_is_said_and_start_tries_again(
         assert (await house.environments.wait(alice, "train")).state is EnvironmentState.RUNNING
 
 
+async def test_a_host_that_goes_away_meanwhile_is_waited_for(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of transfer to another machine are not given up for a cable: they go on when it is back."""
+    monkeypatch.setattr("backends.data_sync._PAUSES", (0.0,))
+    await house.dataset(alice, "a")
+    house.store.fault = lambda method, key: Unavailable("it does not answer") if method == "get" else None
+    house.engine.away = True
+    async with house.running():
+        await house.environments.create(alice, Request("train", data=(data("a"),)))
+        async with asyncio.timeout(30):
+            while (row := await house.environments.show(alice, "train")).reason != "the engine does not answer":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert row.state is EnvironmentState.CREATING
+        house.store.fault = lambda method, key: None
+        house.engine.away = False
+        assert (await house.environments.wait(alice, "train")).state is EnvironmentState.RUNNING
+
+
 async def test_a_change_of_mind_ends_the_transfer(house: House, alice: Caller) -> None:
     await house.dataset(alice, "a")
     never = asyncio.Event()
