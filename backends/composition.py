@@ -153,7 +153,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             files=files,
             environments=environments,
             loads=Loads(computes),
-            hosts=Hosts(database, audit, changes, settings.backends),
+            hosts=Hosts(database, audit, changes, settings.backends, data),
             guests=guests,
             computes=computes,
             address=Address(settings.public_host, settings.public_port),

@@ -1,12 +1,13 @@
-"""Copies of versions on this machine, for environments that have them mounted: one for all of them, kept while there
+"""Copies of versions on one machine, for environments that have them mounted: one for all of them, kept while there
 is room.
 
-    <directory>/<version id>/files/      what environments see, read only
+    <directory>/<version id>/            what its shelf needs: the files themselves, or notes about a volume elsewhere
     <directory>/<version id>/scratch/    while it is not complete
     <directory>/<version id>/state.json  what it is and whether it is complete; touched at each use
 
 A copy of a published version is complete for good; anything else is compared with the store at each start. What no
-live environment uses may go, least recently used first. Belongs to the one process that runs the reconcilers.
+live environment uses may go, least recently used first. Belongs to the one process that runs the reconcilers. Where
+the files are, and how they get there, is `data_shelves`' business.
 """
 
 from __future__ import annotations
@@ -23,30 +24,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backends.compute.contract import Progress
+from backends.compute.contract import Mount, Progress
 from backends.data_index import Totals
-from backends.data_sync import Changed, Sync, in_thread
+from backends.data_shelves import Shelf, Wanted, Way, make_folder
+from backends.data_sync import Changed, in_thread
 from backends.settings import CacheSettings
 from storage.audit import AuditTrail, Event
-from storage.errors import OverQuota, Unavailable
+from storage.errors import Conflict, OverQuota, Unavailable
 from storage.names import printable
-from storage.objects.contract import ObjectStore
 
 log = logging.getLogger(__name__)
 GIB = 1024**3
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _PASSES = 3
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A version whose files are to be here. `title` is for people: `data mnist:v1`."""
-
-    id: str
-    title: str
-    prefix: str
-    sealed: bool
-    """Published: once it is complete, nothing changes any more."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +49,36 @@ class Copy:
     complete: bool = False
 
 
+@dataclass(frozen=True)
+class CacheUse:
+    """What all copies of one machine take together."""
+
+    copies: int = 0
+    bytes: int = 0
+    limit: int = 0
+    """Bytes; 0: none."""
+
+
+def measure(directory: Path, gib: int) -> CacheUse:
+    """What the copies below `directory` take; any process may ask, in a thread."""
+    names = [path for path in directory.iterdir() if _ID.fullmatch(path.name)] if directory.is_dir() else []
+    copies = [copy for path in names if (copy := _read(path)) is not None]
+    return CacheUse(len(copies), sum(copy.bytes for copy in copies), gib * GIB)
+
+
 class DataCache:
-    """The copies below `directory`. `in_use` names the versions that live environments have mounted."""
+    """The copies on `shelf`, with notes below `directory`. `in_use` names the versions that may not go."""
 
     def __init__(
         self,
         directory: Path,
-        store: ObjectStore,
+        shelf: Shelf,
         audit: AuditTrail,
         settings: CacheSettings,
         in_use: Callable[[], Awaitable[Collection[str]]],
     ) -> None:
         self._directory = directory.resolve()
-        self._store = store
+        self._shelf = shelf
         self._audit = audit
         self._settings = settings
         self._in_use = in_use
@@ -82,9 +89,9 @@ class DataCache:
         self._room = asyncio.Lock()
         self._slots = asyncio.Semaphore(max(1, settings.parallel))
 
-    def folder(self, version_id: str) -> Path:
-        """What environments see of a version."""
-        return self._entry(version_id) / "files"
+    async def mount(self, version_id: str, path: str) -> Mount:
+        """What an environment sees of a version at `path`."""
+        return await in_thread(self._shelf.mount, self._entry(version_id), path)
 
     async def fetch(self, wanted: Wanted, progress: Progress) -> None:
         """Return when the version is here as the store has it. Cut off, it goes on from there the next time.
@@ -95,7 +102,8 @@ class DataCache:
         entry = self._entry(wanted.id)
         async with self._busy(wanted.id, progress):
             known = await in_thread(_read, entry)
-            if known is not None and known.complete and wanted.sealed:
+            is_whole = known is not None and known.complete and wanted.sealed
+            if is_whole and await self._shelf.has(entry):
                 await in_thread(os.utime, entry / "state.json")
                 return
             self._say(wanted.id, f"{wanted.title}: looking at what is there")
@@ -104,9 +112,7 @@ class DataCache:
                     await self._sync(entry, wanted)
                     return
                 except OSError as error:
-                    raise Unavailable(
-                        f"{wanted.title} cannot be kept on this machine: {error.strerror or error}"
-                    ) from error
+                    raise Unavailable(self._shelf.cannot_keep(wanted.title, error.strerror or str(error))) from error
                 except Changed:
                     # Somebody is at work on it. A published version does not change, so that is not waited for.
                     if wanted.sealed or attempt == _PASSES:
@@ -125,15 +131,11 @@ class DataCache:
         async with self._room:
             with contextlib.suppress(OverQuota):
                 await self._free("", Totals(0, 0, 0), "")
+        await self._shelf.tidy([self._entry(name) for name in names if name not in self._listeners])
 
     # ---- making ----------------------------------------------------------------------------------------------
     async def _sync(self, entry: Path, wanted: Wanted) -> None:
         began = time.monotonic()
-        sync = Sync(
-            self._store, title=wanted.title, prefix=wanted.prefix, root=entry / "files", scratch=entry / "scratch",
-            parallel=self._settings.parallel, slots=self._slots,
-            on_bytes=lambda here, total: self._tell(wanted, here, total),
-        )  # fmt: skip
 
         async def make_room(totals: Totals) -> None:
             async with self._room:
@@ -141,13 +143,18 @@ class DataCache:
                 self._coming[wanted.id] = totals.missing
             await in_thread(_write, entry, Copy(wanted.title, totals.files, totals.bytes))
 
-        await in_thread(_make, entry)
-        totals = await sync.run(make_room)
+        for folder in (self._directory, entry):
+            await in_thread(make_folder, folder)
+        way = Way(
+            parallel=self._settings.parallel, slots=self._slots, make_room=make_room,
+            on_bytes=lambda here, total: self._tell(wanted, here, total), say=lambda line: self._say(wanted.id, line),
+        )  # fmt: skip
+        totals = await self._shelf.fill(entry, wanted, way)
         if wanted.sealed:
             await in_thread(_write, entry, Copy(wanted.title, totals.files, totals.bytes, complete=True))
             await in_thread(shutil.rmtree, entry / "scratch", True)
-        detail = {"files": totals.files, "bytes": totals.bytes, "fetched": totals.missing}
-        detail["seconds"] = round(time.monotonic() - began)
+        detail: dict[str, object] = {"files": totals.files, "bytes": totals.bytes, "fetched": totals.missing}
+        detail |= {"seconds": round(time.monotonic() - began), **self._shelf.detail}
         await self._audit.record(Event("cache.fill", thing=wanted.title, detail=detail))
 
     def _tell(self, wanted: Wanted, here: int, total: int) -> None:
@@ -176,9 +183,11 @@ class DataCache:
         """Evict until `totals` fits; OverQuota, and nothing is evicted, if it cannot."""
         copies = await in_thread(self._copies)
         others = {name: copy for name, copy in copies.items() if name != version_id}
-        disk = await in_thread(shutil.disk_usage, self._directory)
-        promised = sum(size for name, size in self._coming.items() if name != version_id)
-        short = totals.missing + promised + self._settings.spare_gib * GIB - disk.free
+        free = await in_thread(self._shelf.free, self._directory)
+        short = 0
+        if free is not None:
+            promised = sum(size for name, size in self._coming.items() if name != version_id)
+            short = totals.missing + promised + self._settings.spare_gib * GIB - free
         if self._settings.gib:
             held = sum(copy.bytes for copy in others.values())
             short = max(short, held + totals.bytes - self._settings.gib * GIB)
@@ -193,10 +202,7 @@ class DataCache:
             victims.append(name)
         lacking = short - sum(others[one].bytes for one in victims)
         if lacking > 0 and title:
-            raise OverQuota(
-                f"there is no room for {title} on this machine: it has {_gib(totals.bytes)} GiB,"
-                f" {_gib(lacking)} GiB too much; delete environments that hold other data, or ask the operator"
-            )
+            raise OverQuota(self._shelf.no_room(title, _gib(totals.bytes), _gib(lacking)))
         for name in victims:
             await self._evict(name, "room was needed")
 
@@ -218,12 +224,17 @@ class DataCache:
         copy = await in_thread(_read, entry) or Copy(name)
         gone = self._directory / f".gone-{name}-{time.time_ns()}"
         try:
+            await self._shelf.discard(entry)
             await in_thread(entry.rename, gone)  # at once, so that half of it is never taken for a copy
             await in_thread(shutil.rmtree, gone)
         except OSError as error:
             log.warning("the copy of %s cannot be removed: %s", printable(copy.title), error.strerror)
             return
-        await self._audit.record(Event("cache.evict", thing=copy.title, detail={"bytes": copy.bytes, "reason": reason}))
+        except Conflict as error:  # an environment over there that no record here speaks of
+            log.warning("the copy of %s cannot be removed: %s", printable(copy.title), error.message)
+            return
+        detail = {"bytes": copy.bytes, "reason": reason, **self._shelf.detail}
+        await self._audit.record(Event("cache.evict", thing=copy.title, detail=detail))
 
     def _names(self) -> list[str]:
         """Every copy, also an incomplete one. Removes what a crash left of removals."""
@@ -235,7 +246,7 @@ class DataCache:
 
     def _copies(self) -> dict[str, Copy]:
         """Every copy by name, the least recently used first."""
-        _make(self._directory)
+        make_folder(self._directory)
         found: list[tuple[float, str, Copy]] = []
         for name in self._names():
             if (copy := _read(self._directory / name)) is not None:
@@ -247,12 +258,6 @@ class DataCache:
         if not _ID.fullmatch(version_id):
             raise Unavailable("the version that is mounted leads nowhere")
         return self._directory / version_id
-
-
-def _make(folder: Path) -> None:
-    """With its parent, and for nobody else: each environment gets its part bound into it."""
-    for path in (folder.parent, folder):
-        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _read(entry: Path) -> Copy | None:

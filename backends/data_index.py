@@ -74,9 +74,12 @@ def checked_path(path: str, title: str) -> str:
 
 
 class FileIndex:
-    """The index of one copy, at `path`, for the files below `root`. One thread at a time is let in."""
+    """The index of one copy, at `path`, for the files below `root`. One thread at a time is let in.
 
-    def __init__(self, path: Path, root: Path) -> None:
+    Without `root` nobody can look whether a file is there, and what was noted is believed.
+    """
+
+    def __init__(self, path: Path, root: Path | None) -> None:
         self._root = root
         self._lock = threading.Lock()
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -102,8 +105,9 @@ class FileIndex:
         ]
         with self._lock, self._writing():
             self._database.executemany(_NOTE, rows)
-            gone = [(row[0],) for row in rows if not _is_there(self._root / row[0], row[2])]
-            self._database.executemany("UPDATE files SET here = 0 WHERE path = ?", gone)
+            if self._root is not None:
+                gone = [(row[0],) for row in rows if not _is_there(self._root / row[0], row[2])]
+                self._database.executemany("UPDATE files SET here = 0 WHERE path = ?", gone)
 
     def totals(self) -> Totals:
         query = (
@@ -151,6 +155,16 @@ class FileIndex:
                 {"now": self._pass},
             ).fetchone()
         return None if row is None else (row[0], row[1])
+
+    def clash(self) -> str:
+        """A file of whose name there is a directory too; empty if there is none."""
+        query = (
+            "SELECT a.path FROM files a WHERE a.pass = :now AND a.path NOT LIKE '%/' AND EXISTS ("
+            "SELECT 1 FROM files b WHERE b.pass = :now AND b.path >= a.path || '/' AND b.path < a.path || '0') LIMIT 1"
+        )
+        with self._lock:
+            row = self._database.execute(query, {"now": self._pass}).fetchone()
+        return "" if row is None else str(row[0])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

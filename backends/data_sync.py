@@ -214,24 +214,9 @@ class Sync:
         return offset + len(content)
 
     async def _get(self, file: Missing, offset: int) -> bytes:
-        size = min(PIECE, file.size - offset)
-        if size == 0:
-            return b""
-        for pause in (*_PAUSES, None):
-            try:
-                content = await self._store.get(self._prefix + file.path, offset=offset, size=size, etag=file.etag)
-                if len(content) != size:
-                    raise Unavailable("the object store sent less than it has")
-                self._tell(size)
-                return content
-            except (NotFound, Conflict) as error:
-                shown = printable(file.path, limit=80)
-                raise Changed(f"{self._title} was changed while it was copied ('{shown}')") from error
-            except Unavailable:
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+        content = await get_piece(self._store, self._prefix, file, offset, title=self._title)
+        self._tell(len(content))
+        return content
 
     def _tell(self, more: int) -> None:
         self._here += more
@@ -265,6 +250,27 @@ class Sync:
     def _trouble(self, error: OSError | sqlite3.Error) -> AshoreError:
         reason = error.strerror if isinstance(error, OSError) else None
         return Unavailable(f"{self._title} cannot be kept on this machine: {reason or error}")
+
+
+async def get_piece(store: ObjectStore, prefix: str, file: Missing, offset: int, *, title: str) -> bytes:
+    """The piece of `file` that begins at `offset`. Changed: it is another file by now. Unavailable: no way to it."""
+    size = min(PIECE, file.size - offset)
+    if size == 0:
+        return b""
+    for pause in (*_PAUSES, None):
+        try:
+            content = await store.get(prefix + file.path, offset=offset, size=size, etag=file.etag)
+            if len(content) != size:
+                raise Unavailable("the object store sent less than it has")
+            return content
+        except (NotFound, Conflict) as error:
+            shown = printable(file.path, limit=80)
+            raise Changed(f"{title} was changed while it was copied ('{shown}')") from error
+        except Unavailable:
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def _empty(folder: Path) -> None:

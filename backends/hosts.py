@@ -5,12 +5,16 @@ Whether a host answers is found out by `reconcilers.hosts`; where an environment
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import select
 
+from backends.data_cache import CacheUse, measure
+from backends.data_sites import cache_directory
 from backends.placement import Room
 from backends.reservations import Reservations
 from backends.settings import BackendSettings
@@ -36,6 +40,10 @@ class HostView:
     last_heartbeat: datetime | None
     placed: Sequence[Environment] = ()
     """Every environment that has its home there."""
+    cache: CacheUse = CacheUse()
+    """What copies of data sets and models take there."""
+    shared_root: str = ""
+    """Where the bucket is mounted there already; nothing is copied then."""
 
     @property
     def name(self) -> str:
@@ -49,11 +57,21 @@ class HostView:
 class Hosts:
     """The use cases about hosts."""
 
-    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, settings: BackendSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditTrail,
+        changes: Changes,
+        settings: BackendSettings,
+        data: Path | None = None,
+    ) -> None:
+        """`data` is the data directory, where it is noted what copies hosts have."""
         self._database = database
         self._audit = audit
         self._changes = changes
         self._reservations = Reservations(settings)
+        self._settings = settings
+        self._data = data
 
     async def list(self, caller: Caller) -> Sequence[HostView]:
         """All hosts by name."""
@@ -65,7 +83,8 @@ class Hosts:
         require(caller, Action.HOST_LIST)
         check_resource(name, kind="host")
         async with self._database.reading() as tx:
-            return await self._view(tx, await _row(tx, name))
+            view = await self._view(tx, await _row(tx, name))
+        return await self._with_cache(view)
 
     async def drain(self, caller: Caller, name: str, reason: str = "") -> HostView:
         """Let nothing new start there; what runs goes on. `reason` is shown to everybody who is turned away."""
@@ -81,7 +100,8 @@ class Hosts:
     async def all(self) -> Sequence[HostView]:
         async with self._database.reading() as tx:
             rows = (await tx.scalars(select(Host).order_by(Host.compute, Host.name))).all()
-            return [await self._view(tx, row) for row in rows]
+            views = [await self._view(tx, row) for row in rows]
+        return [await self._with_cache(view) for view in views]
 
     async def drain_by_operator(self, name: str, reason: str = "") -> HostView:
         return await self._drain(Event(Action.HOST_DRAIN, actor="operator"), name, reason)
@@ -108,13 +128,26 @@ class Hosts:
             await tx.flush()
             view = await self._view(tx, row)
         self._changes.tell(TOPIC, name)
-        return view
+        return await self._with_cache(view)
 
     async def _view(self, tx: Transaction, row: Host) -> HostView:
         (room,) = await self._reservations.rooms(tx, row.compute, [row.name])
         query = select(Environment).where(Environment.compute == row.compute, Environment.host == row.name)
         placed = (await tx.scalars(query.order_by(Environment.owner_name, Environment.name))).all()
         return HostView(row.compute, room, row.last_heartbeat, placed)
+
+    async def _with_cache(self, view: HostView) -> HostView:
+        host = self._settings.docker.hosts.get(view.name)
+        if view.room.is_here:
+            limit, name = self._settings.cache.gib, ""
+            root = (host.shared_root if host is not None else "") or self._settings.cache.shared_root
+        else:
+            limit, name = (host.cache_gib if host is not None else 0), view.name
+            root = host.shared_root if host is not None else ""
+        if self._data is None:
+            return replace(view, shared_root=root)
+        cache = await asyncio.to_thread(measure, cache_directory(self._data, name), limit)
+        return replace(view, cache=cache, shared_root=root)
 
 
 async def _row(tx: Transaction, name: str, *, lock: bool = False) -> Host:

@@ -1,7 +1,7 @@
 """Data sets and models inside environments: what may be mounted, where it appears, and what a start needs of it.
 
 A choice becomes a version when an environment is made, and stays that version. The rows of `storage.uses` are the
-mounts: they keep the version from being deleted until the environment is gone. Its files come from `data_cache`.
+mounts: they keep the version from being deleted until the environment is gone. Its files come from `data_sites`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backends.compute.contract import HostMount, Progress
-from backends.data_cache import DataCache, Wanted
+from backends.compute.contract import Mount as MountPoint
+from backends.compute.contract import Progress
+from backends.data_shelves import Wanted
+from backends.data_sites import Sites
 from storage.access import Caller, require
 from storage.accounts import Accounts
 from storage.asset_rows import load
@@ -114,34 +116,36 @@ def mount_variables(mounts: Sequence[PlannedMount]) -> Mapping[str, str]:
 
 
 class EnvironmentData:
-    """What the reconciler asks before it starts an environment. `cache` belongs to this machine."""
+    """What the reconciler asks before it starts an environment. `sites` are the machines that run environments."""
 
-    def __init__(self, database: Database, accounts: Accounts, cache: DataCache) -> None:
+    def __init__(self, database: Database, accounts: Accounts, sites: Sites) -> None:
         self._database = database
         self._accounts = accounts
-        self._cache = cache
+        self._sites = sites
 
     async def needs(self, environment: Environment) -> bool:
         """Whether something is to be fetched, or at least looked at, before it starts."""
         return bool(await self._mounted(environment))
 
     async def fetch(self, environment: Environment, progress: Progress) -> None:
-        """Bring everything here that it has mounted, if its owner may still read it.
+        """Bring everything to its machine that it has mounted, if its owner may still read it.
 
-        NotFound, Conflict: the owner may not any more. BadInput: its files cannot exist on this machine. OverQuota: no
-        room. Unavailable: the store is away.
+        NotFound, Conflict: the owner may not any more. BadInput: its files cannot exist there. OverQuota: no room.
+        Unavailable: the store is away, or does not show itself where it should be mounted already.
         """
         owner = await self._accounts.caller_for(environment.owner_name, connection=f"start-{environment.id}"[:16])
         mounts = await self._mounted(environment)
         await self._check(owner, mounts)
+        site = self._sites.of(environment)
         for one in mounts:
             word = "data" if one.kind is AssetKind.DATASET else "model"
             title = f"{word} {one.reference(owner.workspace)}"
-            await self._cache.fetch(Wanted(one.source_id, title, one.prefix, one.sealed), progress)
+            await site.bring(Wanted(one.source_id, title, one.prefix, one.sealed, environment.image), progress)
 
-    async def points(self, environment: Environment) -> Sequence[HostMount]:
-        """The folders for `WorkloadSpec.mounts`."""
-        return [HostMount(self._cache.folder(one.source_id), one.path) for one in await self._mounted(environment)]
+    async def points(self, environment: Environment) -> Sequence[MountPoint]:
+        """The folders or volumes for `WorkloadSpec.mounts`."""
+        site, mounts = self._sites.of(environment), await self._mounted(environment)
+        return [await site.point(one.source_id, one.prefix, one.path) for one in mounts]
 
     async def _mounted(self, environment: Environment) -> Sequence[Mounted]:
         async with self._database.reading() as tx:

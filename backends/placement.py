@@ -35,7 +35,7 @@ class Room:
     reason: str = ""
     """Why it is not online."""
     is_here: bool = False
-    """Data sets and models can be mounted there."""
+    """It is the gateway's own machine."""
     cpus: float = 0.0
     """Cores of its machine."""
     memory: int = 0
@@ -124,9 +124,9 @@ _POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
 }
 
 
-def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) -> Choice:
+def choose(offers: Sequence[Offer], policy: str) -> Choice:
     """The best of `offers` by `policy` of those that have room. The same offers give the same choice."""
-    against = {offer.room.host: objection(offer, must_be_here=must_be_here) for offer in offers}
+    against = {offer.room.host: objection(offer) for offer in offers}
     fitting = [offer for offer in offers if not against[offer.room.host]]
     if not fitting:
         return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
@@ -134,13 +134,11 @@ def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) 
     return Choice(min(fitting, key=lambda offer: rank(offer.room)))
 
 
-def objection(offer: Offer, *, must_be_here: bool = False) -> str:
+def objection(offer: Offer) -> str:
     """Why it cannot go there, in a few words; empty if it can."""
     room = offer.room
     if room.state is HostState.MAINTENANCE:
         return "in maintenance" + (f", {room.reason}" if room.reason else "")
     if room.state is HostState.OFFLINE:
         return "offline" + (f", {room.reason}" if room.reason else "")
-    if must_be_here and not room.is_here:
-        return "data sets and models can be mounted on the gateway's own machine only"
     return "; ".join(offer.never) or room.lacks(offer.need)

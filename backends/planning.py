@@ -28,7 +28,6 @@ from storage.names import check_resource, printable
 from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource
 from storage.quotas import Owner, Quotas, refusals_of
 from storage.records import Environment
-from storage.uses import mounted
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -198,7 +197,7 @@ class Planner:
         if not hosts:
             without = [f"the compute '{printable(compute, limit=40)}' has no GPUs"] if gpus.count else []
             return _Placed(filled, wrong=[*self.limits.refusals(cpus, memory), *without])
-        ask = Ask(request.cpus, request.memory, gpus, must_be_here=bool(request.data))
+        ask = Ask(request.cpus, request.memory, gpus)
         found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
         if found.offer is None:
             if found.is_never:
@@ -219,8 +218,7 @@ class Planner:
         if not environment.host or environment.reserves:
             return
         await self._reservations.hold(tx, environment.compute)
-        has_data = bool(await mounted(tx, [environment.id]))
-        ask = Ask(environment.cpus, environment.memory, gpu_need(environment), must_be_here=has_data)
+        ask = Ask(environment.cpus, environment.memory, gpu_need(environment))
         hosts = self.hosts_of(environment.compute)
         offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
         if environment.host not in hosts:

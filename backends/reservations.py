@@ -30,8 +30,6 @@ class Ask:
     cpus: float
     memory: int
     gpus: GpuNeed = GpuNeed()
-    must_be_here: bool = False
-    """It has data sets or models."""
 
 
 class Reservations:
@@ -76,13 +74,13 @@ class Reservations:
     async def choose(self, tx: Transaction, compute: str, hosts: Collection[str], ask: Ask) -> Choice:
         """One of `hosts` that has room."""
         offers = [self._offer(room, ask) for room in await self.rooms(tx, compute, hosts)]
-        return choose(offers, self._placement.policy, must_be_here=ask.must_be_here)
+        return choose(offers, self._placement.policy)
 
     async def again(self, tx: Transaction, compute: str, host: str, ask: Ask) -> tuple[Offer, str]:
         """The same for something that was given its CPUs and memory before; and why it cannot start, or nothing."""
         (room,) = await self.rooms(tx, compute, [host])
         offer = Offer(room, Need(ask.cpus, ask.memory, ask.gpus))
-        return offer, objection(offer, must_be_here=ask.must_be_here)
+        return offer, objection(offer)
 
     async def lost(self, tx: Transaction, environment: Environment) -> Sequence[str]:
         """UUIDs of its GPUs that its host does not show any more."""

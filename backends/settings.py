@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -13,6 +14,30 @@ from storage.names import is_resource
 from storage.settings import Group
 
 _EMBEDDED = ("local", "docker")
+_EXPORT = re.compile(r"[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*")
+_OPTIONS = re.compile(r"[A-Za-z0-9._=,-]*")
+
+
+def checked_folder(path: str) -> str:
+    """`path` if it is empty or absolute, without detours; ValueError otherwise."""
+    parts = path.split("/")
+    if path and (not path.startswith("/") or ".." in parts or not path.isprintable()):
+        raise ValueError("write an absolute path, such as /mnt/bucket")
+    return path.rstrip("/") or path
+
+
+def checked_export(text: str) -> str:
+    """`text` if it is empty or `SERVER:/PATH`; ValueError otherwise."""
+    if text and not _EXPORT.fullmatch(text):
+        raise ValueError("write SERVER:/PATH, such as nas.example.org:/srv/homes")
+    return text.rstrip("/") if not text.endswith(":/") else text
+
+
+def checked_options(text: str) -> str:
+    """`text` if it can be mount options; ValueError otherwise."""
+    if any(word.startswith("addr=") for word in text.split(",")) or not _OPTIONS.fullmatch(text):
+        raise ValueError("write mount options with commas between them, without addr=: nfsvers=4.2,hard")
+    return text
 
 
 class LocalSettings(Group):
@@ -39,11 +64,37 @@ class DockerHostSettings(Group):
     """Cores to share out. 0: all that the machine has."""
     memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory to share out, MiB. 0: all that the machine has."""
+    cache_gib: Annotated[int, Field(ge=0)] = 0
+    """Data sets and models that its environments have mounted may take this much there, GiB, in volumes named
+    `ashore-data-...`; what was not used for longest goes first. 0: no limit. On the gateway's own machine
+    `backends.cache.gib` counts."""
+    shared_root: str = ""
+    """Absolute path where the bucket is mounted on that machine already, by s3fs or JuiceFS: nothing is copied then.
+    Empty: data are copied, or on the gateway's own machine what `backends.cache.shared_root` says."""
+    homes_nfs: str = ""
+    """`SERVER:/PATH` for the homes of environments on that machine. Empty: what `backends.docker.homes_nfs` says."""
+    homes_nfs_options: str = ""
+    """Empty: what `backends.docker.homes_nfs_options` says."""
     gpus: tuple[str, ...] = ()
     """GPUs to share out, by UUID (`nvidia-smi -L`); that of a card means its MIG devices too. Empty: all."""
     gpu_driver: Literal["nvidia", "cdi"] = "nvidia"
     """How this Docker gives GPUs: `nvidia` by the hook of the NVIDIA Container Toolkit, `cdi` by files that it makes
     (`nvidia-ctk cdi generate --device-name-strategy=uuid`)."""
+
+    @field_validator("shared_root")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        return checked_folder(value)
+
+    @field_validator("homes_nfs")
+    @classmethod
+    def _is_an_export(cls, value: str) -> str:
+        return checked_export(value)
+
+    @field_validator("homes_nfs_options")
+    @classmethod
+    def _are_options(cls, value: str) -> str:
+        return checked_options(value)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -80,9 +131,24 @@ class DockerSettings(Group):
     """Processes and threads in one container."""
     shm_mib: int = 1024
     """Size of /dev/shm, MiB; data loaders of PyTorch need far more than Docker's 64."""
+    homes_nfs: str = ""
+    """`SERVER:/PATH`: homes of new environments are folders of this NFS export, mounted by their machine. Empty: they
+    are volumes on its disk. The export needs no_root_squash, as homes are given to whoever lives in them."""
+    homes_nfs_options: str = "nfsvers=4,hard"
+    """Mount options for it."""
     hosts: dict[str, DockerHostSettings] = {}
     """Machines that run environments, each with a Docker engine. Empty: one, named `here`, behind `socket`. With a
     table, that one is in it only if you write it down: `[backends.docker.hosts.here]`."""
+
+    @field_validator("homes_nfs")
+    @classmethod
+    def _is_an_export(cls, value: str) -> str:
+        return checked_export(value)
+
+    @field_validator("homes_nfs_options")
+    @classmethod
+    def _are_options(cls, value: str) -> str:
+        return checked_options(value)
 
     @field_validator("hosts")
     @classmethod
@@ -211,7 +277,16 @@ class CacheSettings(Group):
     spare_gib: int = 2
     """Space on the disk of the data directory that is always left free, GiB."""
     parallel: int = 8
-    """Requests to the object store that are on their way at once for these copies, with up to 8 MiB each."""
+    """Requests to the object store that are on their way at once for the copies of one machine, with up to 8 MiB
+    each."""
+    shared_root: str = ""
+    """Absolute path where the bucket is mounted on this machine already, by s3fs or JuiceFS: nothing is copied then,
+    and environments see it as it is. Empty: data are copied."""
+
+    @field_validator("shared_root")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        return checked_folder(value)
 
 
 class ImportSettings(Group):

@@ -20,7 +20,7 @@ import asyncssh
 
 from backends import guest_tree
 from backends.composition import HouseSettings, connect_database, open_services
-from backends.data_cache import DataCache
+from backends.data_sites import Sites
 from backends.mounts import EnvironmentData
 from backends.quota_watch import QuotaWatch
 from backends.reconcilers.cache import CacheKeeper
@@ -207,9 +207,7 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
-    cache = DataCache(
-        data / "cache", services.store, services.audit, house.settings.backends.cache, services.uses.sources_in_use
-    )
+    sites = Sites(data, services.store, services.audit, house.settings.backends, services.computes, services.uses)
     reconciler = EnvironmentReconciler(
         services.database,
         services.audit,
@@ -217,13 +215,13 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.computes,
         services.guests,
         house.settings.backends,
-        data=EnvironmentData(services.database, services.accounts, cache),
+        data=EnvironmentData(services.database, services.accounts, sites),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
     )
     await hosts.look()  # or the first environments would find no host
-    keeper = CacheKeeper(cache, services.database, services.changes)
+    keeper = CacheKeeper(sites, services.database, services.changes)
     importer = ImportReconciler(
         services.database, services.audit, services.changes, services.accounts, services.files,
         services.imports.vault, house.settings.imports,

@@ -5,11 +5,11 @@ Environments call `begin` and `end` inside the transactions that make and take a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Select, func, or_, select, update
 
 from storage.access import Caller, require
 from storage.asset_rows import load
@@ -117,10 +117,16 @@ class Uses:
             .values(unmounted=self._clock())
         )
 
-    async def sources_in_use(self) -> set[str]:
-        """Versions whose files are seen, or about to be seen, by environments that are not at rest."""
+    async def sources_in_use(self, elsewhere: Collection[str] = ()) -> set[str]:
+        """Versions whose files are seen, or about to be seen, by environments that are not at rest, and not on the
+        hosts `elsewhere`."""
         async with self._database.reading() as tx:
-            return await sources_in_use(tx)
+            return await sources_in_use(tx, elsewhere)
+
+    async def sources_held(self, host: str) -> set[str]:
+        """Versions that environments placed on `host` have mounted, also those that are at rest."""
+        async with self._database.reading() as tx:
+            return set((await tx.scalars(_sources().where(Environment.host == host))).all())
 
     async def history(self, caller: Caller, kind: AssetKind, name: str, *, limit: int = 200) -> Sequence[UseView]:
         """Who used an asset, and when; the newest first."""
@@ -185,16 +191,21 @@ async def _source(tx: Transaction, link: AssetVersion) -> tuple[AssetVersion, As
     return None if row is None else (row[0], row[1], row[2])
 
 
-async def sources_in_use(tx: Transaction) -> set[str]:
+async def sources_in_use(tx: Transaction, elsewhere: Collection[str] = ()) -> set[str]:
     """Versions whose files are seen, or about to be seen, by environments that are not at rest."""
+    query = _sources().where(
+        or_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.STOPPED),
+        Environment.host.not_in(elsewhere),
+    )
+    return set((await tx.scalars(query)).all())
+
+
+def _sources() -> Select[str]:
+    """Versions whose files somebody has mounted: those that were chosen, or what they lead to."""
     query = select(func.coalesce(AssetVersion.target_id, AssetVersion.id)).join(
         AssetUse, AssetUse.version_id == AssetVersion.id
     )
-    query = query.join(Environment, Environment.id == AssetUse.environment_id).where(
-        AssetUse.unmounted.is_(None),
-        or_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.STOPPED),
-    )
-    return set((await tx.scalars(query)).all())
+    return query.join(Environment, Environment.id == AssetUse.environment_id).where(AssetUse.unmounted.is_(None))
 
 
 async def still_there(tx: Transaction, version_ids: Sequence[str]) -> set[str]:

@@ -14,6 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from storage.errors import BadInput
+
 Progress = Callable[[str], None]
 """Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
 
@@ -41,6 +43,28 @@ class HostMount:
 
 
 @dataclass(frozen=True)
+class VolumeMount:
+    """A volume of the engine that is seen inside: for engines that do not see the gateway's files."""
+
+    volume: str
+    """Its name; it is there, and filled, before `create` and at each `start`."""
+    path: str
+    """Absolute, inside."""
+    read_only: bool = True
+
+
+Mount = HostMount | VolumeMount
+
+
+def folders_only(mounts: Sequence[Mount]) -> Sequence[HostMount]:
+    """`mounts` for an engine that knows folders only; BadInput if one is a volume."""
+    found = [mount for mount in mounts if isinstance(mount, HostMount)]
+    if len(found) != len(mounts):
+        raise BadInput("this compute has no volumes")
+    return found
+
+
+@dataclass(frozen=True)
 class WorkloadSpec:
     """Everything that a driver needs to make one environment. Pure data; the same spec makes the same workload."""
 
@@ -58,8 +82,9 @@ class WorkloadSpec:
     """UUIDs of the GPUs that it sees, and no others. A workload that was made with other ones is made anew by `create`,
     with everything that its owner stored in it."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    mounts: Sequence[HostMount] = ()
-    """The same at every start of one workload."""
+    mounts: Sequence[Mount] = ()
+    """As a rule the same at every start of one workload. One that was made with others is made anew by `create`, with
+    everything that its owner stored in it, where the engine cannot change them."""
     guest_files: Mapping[str, bytes] = field(default_factory=dict)
     """File name → content; appear inside, readable by root (or the sandbox's only user) alone, in
     `/opt/ashore/run/`. They are secrets: host key, authorized key, sshd configuration."""

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from backends.compute import sandbox, sandbox_limits
-from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec, folders_only
 from backends.compute.dial import open_namespace
 from backends.compute.sandbox_process import (
     HELPER_ENVIRONMENT,
@@ -245,7 +245,7 @@ class LocalCompute:
         stage = stage_folder() if state.uid is not None else ""
         folders = {name: str(folder.path / name) for name in sandbox.FOLDERS} | {"guest": str(self._guest)}
         layout = sandbox.Layout.below(stage or str(folder.path), f"{stage}/guest" if stage else str(self._guest))
-        sources = {f"mount-{number}": str(mount.source) for number, mount in enumerate(spec.mounts)}
+        sources = {f"mount-{number}": str(mount.source) for number, mount in enumerate(folders_only(spec.mounts))}
         folders |= sources if stage else {}
         request = self._confined(state, spec.cpus, spec.memory) | {
             "stage": stage,
@@ -337,7 +337,8 @@ def _staged(spec: WorkloadSpec, stage: str) -> WorkloadSpec:
     if not stage:
         return spec
     mounts = [
-        dataclasses.replace(mount, source=Path(stage, f"mount-{number}")) for number, mount in enumerate(spec.mounts)
+        dataclasses.replace(mount, source=Path(stage, f"mount-{number}"))
+        for number, mount in enumerate(folders_only(spec.mounts))
     ]
     return dataclasses.replace(spec, mounts=mounts)
 

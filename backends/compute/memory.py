@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec, folders_only
 from backends.compute.hang_up import hang_up
 from backends.compute.places import Capacity, GpuFact
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
@@ -115,7 +115,7 @@ class MemoryCompute:
             with os.fdopen(os.open(workload.run / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(content)
         shutil.rmtree(workload.root, ignore_errors=True)
-        for mount in spec.mounts:
+        for mount in folders_only(spec.mounts):
             link = workload.root / mount.path.lstrip("/")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(mount.source)

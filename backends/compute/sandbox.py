@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.compute.contract import WorkloadSpec
+from backends.compute.contract import WorkloadSpec, folders_only
 
 USER = "developer"
 UID = 1000
@@ -84,7 +84,7 @@ def options(spec: WorkloadSpec, layout: Layout, hidden: Path) -> Sequence[str]:
     words += ["--perms", "0755", "--dir", "/gemini"]
     for name in WORK:
         words += ["--symlink", f"/workspace/{name}", f"/gemini/{name}"]
-    for mount in spec.mounts:
+    for mount in folders_only(spec.mounts):
         words += ["--ro-bind" if mount.read_only else "--bind", str(mount.source), mount.path]
     words += ["--chdir", HOME, "--remount-ro", "/"]
     for name, value in variables(spec).items():

@@ -1,4 +1,5 @@
-"""Keeps this machine's copies of data sets and models in order: what was deleted goes, and what is above the limit."""
+"""Keeps copies of data sets and models in order, here and on other hosts: what was deleted goes, and what is above the
+limit."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Collection
 
-from backends.data_cache import DataCache
+from backends.data_sites import Sites
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import AshoreError
@@ -21,8 +22,8 @@ _SETTLE_SECONDS = 5.0
 class CacheKeeper:
     """The loop over the copies. One process of a house runs it."""
 
-    def __init__(self, cache: DataCache, database: Database, changes: Changes) -> None:
-        self._cache = cache
+    def __init__(self, sites: Sites, database: Database, changes: Changes) -> None:
+        self._sites = sites
         self._database = database
         self._changes = changes
 
@@ -41,10 +42,11 @@ class CacheKeeper:
 
     async def sweep(self) -> None:
         """Once."""
-        try:
-            await self._cache.sweep(self._still_there)
-        except (AshoreError, OSError) as error:
-            log.warning("the copies of data sets could not be looked after: %s", error)
+        for name, cache in self._sites.caches().items():
+            try:
+                await cache.sweep(self._still_there)
+            except (AshoreError, OSError) as error:
+                log.warning("the copies of data sets %s could not be looked after: %s", name, error)
 
     async def _still_there(self, version_ids: Collection[str]) -> Collection[str]:
         async with self._database.reading() as tx:

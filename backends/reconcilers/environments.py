@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from backends.compute.contract import Compute, Found, HostMount, Progress, State, WorkloadSpec
+from backends.compute.contract import Compute, Found, Mount, Progress, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
@@ -65,11 +65,11 @@ class Data(Protocol):
         ...
 
     async def fetch(self, environment: Environment, progress: Progress) -> None:
-        """Bring what it has mounted to this machine."""
+        """Bring what it has mounted to its machine."""
         ...
 
-    async def points(self, environment: Environment) -> Sequence[HostMount]:
-        """Where that is, once it is here."""
+    async def points(self, environment: Environment) -> Sequence[Mount]:
+        """Where that is, once it is there."""
         ...
 
 
@@ -224,6 +224,8 @@ class EnvironmentReconciler:
                 if not self._fetches.is_done(seen):
                     return  # and be woken when its data are here
             except AshoreError as error:
+                if isinstance(error, Unavailable):
+                    await compute.check()  # raises if the engine is away: its data go on when it is back
                 await self._fail(seen, compute, printable(error.message, limit=500))
                 return
         deadline = self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds

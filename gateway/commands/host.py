@@ -13,7 +13,7 @@ from gateway.commands.parsing import Noun, Parser, Verb
 
 COLUMNS = {
     "name": "NAME", "state": "STATE", "cpus": "CPUS", "memory": "MEMORY", "gpus": "GPUS", "environments": "RUNNING",
-    "placed": "PLACED", "seen": "LAST SEEN", "reason": "NOTE",
+    "data": "DATA", "placed": "PLACED", "seen": "LAST SEEN", "reason": "NOTE",
 }  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def as_row(view: HostView) -> Row:
         "memory": room.memory, "memory_reserved": room.used_memory, "memory_to_promise": room.memory_to_promise,
         "environments": room.environments,
         "gpus": [_card(card) for card in room.cards],
+        "cache": {"copies": view.cache.copies, "bytes": view.cache.bytes, "limit": view.cache.limit or None},
+        "shared_root": view.shared_root,
         "placed": _names(view), "is_here": room.is_here, "last_heartbeat": view.last_heartbeat,
     }  # fmt: skip
 
@@ -64,10 +66,19 @@ def as_texts(view: HostView) -> Row:
         "memory": f"{amount(room.used_memory)} of {amount(room.memory_to_promise)}",
         "gpus": f"{room.cards_in_use} of {len(room.cards)}" if room.cards else "",
         "environments": room.environments,
+        "data": _data(view),
         "placed": len(view.placed),
         "seen": moment(view.last_heartbeat) or "never",
         "reason": room.reason,
     }
+
+
+def _data(view: HostView) -> str:
+    """What copies of data sets and models take, or where they are anyway."""
+    cache = view.cache
+    if view.shared_root:
+        return f"at {view.shared_root}"
+    return f"{amount(cache.bytes)} of {amount(cache.limit)}" if cache.limit else amount(cache.bytes)
 
 
 def _card(card: Card) -> Row:
@@ -111,6 +122,7 @@ NOUN = Noun(
         Verb("list", "list all hosts, with what is reserved of them", _list,
              about="Cores and memory may be promised several times: see backends.placement in the settings.\n"
              "An environment that is stopped keeps its place, where its files are, and reserves nothing.\n"
+             "DATA: what copies of data sets and models take there, or where the bucket is mounted instead.\n"
              "GPUS: how many are in use; 'host show' names them and who has them.",
              examples=("host list", "host list --json"), admin=True),
         Verb("show", "show one host and the environments on it", _show, _name, examples=("host show gpu1",),

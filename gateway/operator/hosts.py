@@ -38,7 +38,7 @@ async def _hosts(options: argparse.Namespace) -> AsyncIterator[Hosts]:
     async with open_records(options) as records:
         # Never started, as in `open_records`: the operator only tells.
         changes = Changes(options.data / "run" / "changes")
-        yield Hosts(records.database, records.audit, changes, settings.backends)
+        yield Hosts(records.database, records.audit, changes, settings.backends, options.data)
 
 
 def _tell(views: Sequence[HostView], *, as_json: bool) -> int:

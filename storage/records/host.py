@@ -33,7 +33,7 @@ class Host(Record):
     """It answers, or has not failed to for long enough."""
     is_drained: Mapped[bool] = mapped_column(default=False)
     is_here: Mapped[bool] = mapped_column(default=False)
-    """It sees the gateway's own files, so data sets and models can be mounted there."""
+    """It sees the gateway's own files; others get data sets and models in volumes of their own."""
     reason: Mapped[str] = mapped_column(default="")
     """Why it is not up; one sentence."""
     drain_reason: Mapped[str] = mapped_column(default="")

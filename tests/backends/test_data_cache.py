@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from backends.data_cache import DataCache, Wanted
+from backends.data_cache import DataCache
+from backends.data_shelves import FolderShelf, Wanted
 from backends.settings import CacheSettings
 from storage.audit import AuditTrail
 from storage.database.engine import Database
@@ -37,7 +38,11 @@ class Bed:
     def again(self, **settings: int) -> DataCache:
         """Another cache over the same folder, as after a restart."""
         self.cache = DataCache(
-            self.folder, self.store, self.audit, CacheSettings(**({"spare_gib": 0} | settings)), self.in_use
+            self.folder,
+            FolderShelf(self.store),
+            self.audit,
+            CacheSettings(**({"spare_gib": 0} | settings)),
+            self.in_use,
         )
         return self.cache
 
@@ -87,7 +92,7 @@ async def test_a_version_that_is_not_published_is_compared_each_time(bed: Bed) -
     await bed.fetch(wanted)
     await bed.store.put("datasets/main/a/v1/new", b"more")
     await bed.fetch(wanted)
-    assert (bed.cache.folder("a") / "new").read_bytes() == b"more"
+    assert ((bed.folder / "a" / "files") / "new").read_bytes() == b"more"
     await bed.fetch(Wanted("a", wanted.title, wanted.prefix, sealed=True))
     assert await bed.fetch(Wanted("a", wanted.title, wanted.prefix, sealed=True)) == []
     assert bed.lists == 3
@@ -96,7 +101,7 @@ async def test_a_version_that_is_not_published_is_compared_each_time(bed: Bed) -
 async def test_an_empty_version_is_an_empty_folder(bed: Bed) -> None:
     said = await bed.fetch(await bed.version("a", sealed=False))
     assert said[-1] == "data a:v1 100 %"
-    assert list(bed.cache.folder("a").iterdir()) == []
+    assert list((bed.folder / "a" / "files").iterdir()) == []
 
 
 async def test_two_who_want_it_at_once_share_the_way(bed: Bed) -> None:
@@ -114,7 +119,7 @@ async def test_one_who_gives_up_does_not_end_it_for_the_other(bed: Bed) -> None:
     await asyncio.sleep(0.01)
     first.cancel()
     await second
-    assert len(list(bed.cache.folder("a").iterdir())) == 200
+    assert len(list((bed.folder / "a" / "files").iterdir())) == 200
 
 
 async def test_work_in_progress_is_listed_again_when_it_moves(bed: Bed) -> None:
@@ -223,7 +228,7 @@ async def test_the_disk_is_asked_before(bed: Bed, monkeypatch: pytest.MonkeyPatc
     bed.used = {"a"}
     with pytest.raises(OverQuota, match="no room for data b:v1"):
         await bed.fetch(wanted)
-    assert not list(bed.cache.folder("b").iterdir())
+    assert not list((bed.folder / "b" / "files").iterdir())
     bed.used = set()
     await bed.fetch(wanted)
     assert bed.here() == ["b"]

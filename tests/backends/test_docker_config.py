@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from backends.compute.contract import State, WorkloadSpec
+from backends.compute.contract import State, VolumeMount, WorkloadSpec
 from backends.compute.docker import config
-from backends.settings import DockerSettings
+from backends.compute.docker.nfs_homes import Export, driver_options, home_volume
+from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import BadInput
 
 SPEC = WorkloadSpec(
@@ -194,3 +196,61 @@ def test_a_container_is_compared_by_its_gpus() -> None:
     assert config.has_these_gpus(spec, {"ashore.gpus": "GPU-2,GPU-1"})
     assert not config.has_these_gpus(spec, {"ashore.gpus": "GPU-1"})
     assert config.has_these_gpus(SPEC, {})
+
+
+# ---- homes on NFS ------------------------------------------------------------------------------------------------
+def test_a_home_on_nfs_is_a_folder_of_its_own() -> None:
+    """An export that is mounted as it is would show everybody's home."""
+    settings = DockerSettings(homes_nfs="nas.example.org:/srv/homes/", homes_nfs_options="nfsvers=4.2,hard")
+    export = Export.of(settings, DockerHostSettings(url="unix:///x"))
+    assert export == Export("nas.example.org:/srv/homes", "nfsvers=4.2,hard")
+    assert export is not None
+    home = home_volume(config.volume(SPEC), export, config.Place(SPEC.id), "debian")
+    assert home["Driver"] == "local"
+    assert home["DriverOpts"] == {
+        "type": "nfs", "o": "addr=nas.example.org,nfsvers=4.2,hard", "device": f":/srv/homes/ashore-{SPEC.id}",
+    }  # fmt: skip
+    assert home["Name"] == f"ashore-{SPEC.id}-home"
+    assert home["Labels"]["ashore"] == SPEC.id
+    assert Export.of_home(home["Labels"]) == export
+    assert Export.of_home(config.volume(SPEC)["Labels"]) is None
+
+
+def test_a_host_may_have_an_export_of_its_own() -> None:
+    settings = DockerSettings(homes_nfs="nas:/homes")
+    host = DockerHostSettings(url="unix:///x", homes_nfs="other:/")
+    export = Export.of(settings, host)
+    assert export == Export("other:/", "nfsvers=4,hard")
+    assert driver_options(export) == {"type": "nfs", "o": "addr=other,nfsvers=4,hard", "device": ":/"}
+    assert driver_options(export, "ashore-x")["device"] == ":/ashore-x"
+    assert Export.of(DockerSettings(), DockerHostSettings(url="unix:///x")) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"homes_nfs": "nas"}, "SERVER:/PATH"),
+        ({"homes_nfs": "nas:relative"}, "SERVER:/PATH"),
+        ({"homes_nfs": "nas:/a,b"}, "SERVER:/PATH"),
+        ({"homes_nfs_options": "hard,addr=evil"}, "without addr="),
+        ({"homes_nfs_options": "hard rw"}, "commas between them"),
+    ],
+)
+def test_exports_that_cannot_be(values: dict[str, str], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        DockerSettings(**values)  # type: ignore[arg-type]
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
+def test_a_volume_of_data_is_read_only_and_gets_nothing_of_the_image() -> None:
+    spec = replace(SPEC, mounts=(VolumeMount("ashore-data-v", "/gemini/data-1"),))
+    (mount,) = (one for one in body(spec)["HostConfig"]["Mounts"] if one["Target"] == "/gemini/data-1")
+    assert mount == {
+        "Type": "volume", "Source": "ashore-data-v", "Target": "/gemini/data-1", "ReadOnly": True,
+        "VolumeOptions": {"NoCopy": True},
+    }  # fmt: skip
+    labels = config.mounts_label(spec)
+    assert config.has_these_mounts(spec, labels)
+    assert config.has_these_mounts(spec, {})  # made before there was such a label
+    assert not config.has_these_mounts(SPEC, labels)
+    assert not config.has_these_mounts(replace(spec, mounts=(VolumeMount("other", "/gemini/data-1"),)), labels)

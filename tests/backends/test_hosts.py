@@ -15,7 +15,6 @@ from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine
 from backends.compute.places import Capacity
 from backends.environments import Environments
 from backends.hosts import Hosts
-from backends.mounts import Choice
 from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import loop as loop_module
@@ -27,7 +26,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import BadInput, NotAllowed, NotFound, Unavailable
-from storage.records import AssetKind, AuditEvent, Environment, EnvironmentState, Host, HostState
+from storage.records import AuditEvent, Environment, EnvironmentState, Host, HostState
 from tests.backends.test_reconciler_environments import Guests
 
 GIB = 1024**3
@@ -145,16 +144,6 @@ async def test_a_host_can_be_asked_for(house: House, alice: Caller) -> None:
 async def test_what_no_host_has_is_wrong_whenever_it_is_asked_for(house: House, alice: Caller) -> None:
     with pytest.raises(BadInput, match="no available host"):
         await house.make(alice, "a", cpus=9)
-
-
-async def test_data_sets_are_mounted_on_the_gateways_own_machine_only(house: House, alice: Caller) -> None:
-    data = (Choice(AssetKind.DATASET, "mnist"),)
-    plan = await house.environments.plan(alice, Request("a", data=data, **SMALL))  # type: ignore[arg-type]
-    assert plan.host == "near"
-    plan = await house.environments.plan(alice, Request("a", data=data, host="far"))
-    assert plan.no_room == [
-        "no available host (far: data sets and models can be mounted on the gateway's own machine only)"
-    ]
 
 
 async def test_it_runs_on_its_host_and_is_looked_for_nowhere_else(house: House, alice: Caller) -> None:

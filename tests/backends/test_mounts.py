@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.data_cache import DataCache
+from backends.data_sites import Sites
 from backends.environments import Environments
 from backends.mounts import MOST, Choice, EnvironmentData
 from backends.planning import Request
@@ -58,10 +58,11 @@ class House:
             environments=EnvironmentSettings(reconcile_seconds=0.2, ready_seconds=5, stop_grace_seconds=1)
         )
         self.environments = Environments(database, audit, changes, {"memory": self.compute}, self.settings)
-        self.cache = DataCache(
-            data / "cache", self.store, audit, CacheSettings(spare_gib=0), Uses(database).sources_in_use
-        )
-        self.source = EnvironmentData(database, accounts, self.cache)
+        self.copies = data / "cache"
+        computes = {"memory": self.compute}
+        backends = self.settings.model_copy(update={"cache": CacheSettings(spare_gib=0)})
+        self.sites = Sites(data, self.store, audit, backends, computes, Uses(database))
+        self.source = EnvironmentData(database, accounts, self.sites)
 
     async def dataset(self, owner: Caller, name: str, version: str = "v1", *, published: bool = True) -> str:
         """A version with one file that says which it is; its id."""
@@ -233,7 +234,7 @@ async def test_a_link_is_mounted_as_what_it_leads_to(house: House, alice: Caller
         made = await house.environments.create(alice, Request("train", data=(model("mine:base"),)))
         await house.environments.wait(alice, "train")
         assert house.inside(made, "/gemini/pretrain1/weights") == b"bert"
-    assert house.cache.folder(target).is_dir()
+    assert (house.copies / target / "files").is_dir()
     with pytest.raises(InUse, match="is mounted in train"):
         await house.models.delete_version(alice, "mine", "base")
     with pytest.raises(InUse, match="is linked by"):
@@ -317,7 +318,7 @@ async def test_it_starts_with_its_data_and_tells_how_far_it_is(house: House, ali
         assert any("data a:v1 9" in line for line in said)
     assert house.inside(made, "/gemini/data-1/file") == b"a v1"
     assert house.inside(made, "/gemini/data-1/29") == bytes(1000)
-    assert house.cache.folder(version).is_dir()
+    assert (house.copies / version / "files").is_dir()
 
 
 async def test_data_may_take_longer_than_an_environment_may(house: House, alice: Caller) -> None:
@@ -349,6 +350,25 @@ async def test_what_goes_wrong_is_said_and_start_tries_again(
             await house.environments.wait(alice, "train")
         house.store.fault = lambda method, key: None
         await house.environments.start(alice, "train")
+        assert (await house.environments.wait(alice, "train")).state is EnvironmentState.RUNNING
+
+
+async def test_a_host_that_goes_away_meanwhile_is_waited_for(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of transfer to another machine are not given up for a cable: they go on when it is back."""
+    monkeypatch.setattr("backends.data_sync._PAUSES", (0.0,))
+    await house.dataset(alice, "a")
+    house.store.fault = lambda method, key: Unavailable("it does not answer") if method == "get" else None
+    house.engine.away = True
+    async with house.running():
+        await house.environments.create(alice, Request("train", data=(data("a"),)))
+        async with asyncio.timeout(30):
+            while (row := await house.environments.show(alice, "train")).reason != "the engine does not answer":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert row.state is EnvironmentState.CREATING
+        house.store.fault = lambda method, key: None
+        house.engine.away = False
         assert (await house.environments.wait(alice, "train")).state is EnvironmentState.RUNNING
 
 
@@ -422,11 +442,11 @@ async def test_deleted_data_leave_this_machine(house: House, alice: Caller) -> N
         await house.environments.wait(alice, "train")
         await house.environments.delete(alice, "train")
         await house.until_gone(alice)
-    keeper = CacheKeeper(house.cache, house.database, house.changes)
+    keeper = CacheKeeper(house.sites, house.database, house.changes)
     await keeper.sweep()
-    assert house.cache.folder(version).is_dir()
+    assert (house.copies / version / "files").is_dir()
     await house.datasets.delete(alice, "a")
     await keeper.sweep()
-    assert not house.cache.folder(version).exists()
-    assert house.cache.folder(other).is_dir()
+    assert not (house.copies / version / "files").exists()
+    assert (house.copies / other / "files").is_dir()
     assert await house.events("cache.evict") == [("system", "data a:v1")]

@@ -37,7 +37,9 @@ async def test_a_host_is_drained_and_resumed(menu: Menu, house: House, alice: Ca
     async with app.run_test(size=(110, 24), notifications=True) as pilot:
         await shows(pilot, "Welcome")
         await pilot.press("h")
-        await shows(pilot, "gpu1", "online", "2 / 32", "4 GiB / 64 GiB", "train (alice)", "offline", "2 hosts")
+        await shows(
+            pilot, "gpu1", "online", "2 / 32", "4 GiB / 64 GiB", "train (alice)", "0 copies", "offline", "2 hosts"
+        )
         await pilot.press("d")
         await shows(pilot, "Let nothing new start on gpu1.")
         await pilot.press(*"cards", "enter")

@@ -149,8 +149,18 @@ def _details(texts: Texts, view: HostView) -> str:
     names = [f"{row.name} ({row.owner_name})" for row in view.placed]
     shown = ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "")
     lines.append(texts("Environments: {names}", names=shown) if names else texts("No environment is on it."))
+    lines.append(_data(texts, view))
     lines += [_card(texts, card) for card in view.room.cards]
     return "\n".join(lines)
+
+
+def _data(texts: Texts, view: HostView) -> str:
+    cache = view.cache
+    if view.shared_root:
+        return texts("Data sets and models: the bucket is mounted at {path}", path=view.shared_root)
+    size = size_words(cache.bytes) + (f" / {size_words(cache.limit)}" if cache.limit else "")
+    return texts.plural("Data sets and models: {n} copy, {size}", "Data sets and models: {n} copies, {size}",
+                        cache.copies, size=size)  # fmt: skip
 
 
 def _card(texts: Texts, card: Card) -> str:

@@ -111,8 +111,15 @@ PATTERNS = (
         "there is no room for {name} on this machine: it has {size} GiB, {lacking} GiB too much;"
         " delete environments that hold other data, or ask the operator"
     ),
+    mark(
+        "there is no room for {name} on the host {host}: it has {size} GiB, {lacking} GiB too much;"
+        " delete environments that hold other data, or ask the operator"
+    ),
     mark("{name} was changed while it was copied ('{path}')"),
     mark("{name} cannot be kept on this machine: {reason}"),
+    mark("{name} cannot be kept on the host {host}: {reason}"),
+    mark("{name} is not to be seen on this machine: there is no folder {folder}; is the bucket mounted at {root}?"),
+    mark("{name} is not to be seen on the host {host}: there is no folder {folder}; is the bucket mounted at {root}?"),
     mark("'{name}' is linked by {links}: remove those links first"),
     mark("'{name}' is private: set its visibility to workspace before it is shared"),
     mark("'{name}' belongs to the workspace '{workspace}' itself"),

@@ -5,6 +5,8 @@ Pure functions, tested as data. No I/O here and nothing about how the Engine is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.compute.contract import HostMount, State, Status, Usage, WorkloadSpec
+from backends.compute.contract import HostMount, Mount, State, Status, Usage, WorkloadSpec
 from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput
@@ -25,6 +27,13 @@ LABEL = "ashore"
 GPU_LABEL = "ashore.gpus"
 GPU_PROBE = "ashore.probe"
 """Label of containers that only ask which GPUs there are."""
+MOUNTS_LABEL = "ashore.mounts"
+DATA = "ashore.data"
+"""Label of volumes that hold the files of a version."""
+FILL = "ashore.fill"
+"""Label of helper containers for such a volume: its name."""
+COPY = "/opt/ashore/copy"
+"""Where a helper has the volume."""
 GUEST = "/opt/ashore/guest"
 RUN = "/opt/ashore/run"
 HOME = "/workspace"
@@ -185,7 +194,7 @@ def container(
         "Cmd": [],
         "WorkingDir": HOME,
         "Env": [f"{name}={value}" for name, value in sorted(_variables(spec).items())],
-        "Labels": {**labels(spec), "ashore.user": login, **gpu_label(spec)},
+        "Labels": {**labels(spec), "ashore.user": login, **gpu_label(spec), **mounts_label(spec)},
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": {
@@ -202,7 +211,7 @@ def container(
                 guest_mount(guest),
                 # Secrets of this start: in memory only, gone when it stops.
                 {"Type": "tmpfs", "Target": RUN, "TmpfsOptions": {"SizeBytes": _MEBIBYTE, "Mode": 0o700}},
-                *(_bind(mount) for mount in spec.mounts),
+                *(_mounted(mount) for mount in spec.mounts),
             ],
             **_limits(spec),
             **_devices(spec, gpu_driver),
@@ -226,6 +235,31 @@ def guest_mount(guest: Path | str, *, read_only: bool = True) -> JSON:
     return {"Type": kind, "Source": str(guest), "Target": GUEST, "ReadOnly": read_only}
 
 
+def mounts_label(spec: WorkloadSpec) -> dict[str, str]:
+    """Which data a container was made with; nothing where it has none."""
+    if not spec.mounts:
+        return {}
+    return {MOUNTS_LABEL: hashlib.sha256(json.dumps([_mounted(one) for one in spec.mounts]).encode()).hexdigest()[:32]}
+
+
+def has_these_mounts(spec: WorkloadSpec, labels: Mapping[str, str]) -> bool:
+    """Whether a container with these labels shows the mounts of `spec`; one without the label was made before it."""
+    return MOUNTS_LABEL not in labels or labels[MOUNTS_LABEL] == mounts_label(spec).get(MOUNTS_LABEL)
+
+
+def _mounted(mount: Mount) -> JSON:
+    if isinstance(mount, HostMount):
+        return _bind(mount)
+    return {
+        "Type": "volume",
+        "Source": mount.volume,
+        "Target": mount.path,
+        "ReadOnly": mount.read_only,
+        # Or Docker would copy what the image has at this path into a volume that is empty.
+        "VolumeOptions": {"NoCopy": True},
+    }
+
+
 def _bind(mount: HostMount) -> JSON:
     return {
         "Type": "bind",
@@ -240,6 +274,56 @@ def _bind(mount: HostMount) -> JSON:
 def volume(spec: WorkloadSpec) -> JSON:
     """The body of `POST /volumes/create` for the home."""
     return {"Name": Place(spec.id).volume, "Labels": labels(spec)}
+
+
+def data_volume(name: str) -> JSON:
+    """The body of `POST /volumes/create` for the files of a version."""
+    return {"Name": name, "Labels": {DATA: "files"}}
+
+
+REMOVE = """\
+cd "$COPY" || exit 1
+for path; do
+  case "$path" in
+  */) ;;
+  *) [ -d "$path" ] && [ ! -h "$path" ] || rm -f -- "$path" || exit 1 ;;
+  esac
+  folder=${path%/*}
+  while rmdir -- "$folder" 2>/dev/null; do
+    case "$folder" in ./*/*) folder=${folder%/*} ;; *) break ;; esac
+  done
+done
+exit 0
+"""
+SETTLE = "command -v sync >/dev/null || exit 0; sync"
+
+
+def filler(image: str, volume: str, script: str = "exit 0", paths: Sequence[str] = ()) -> JSON:
+    """A container that has a data volume and may change it; it gets archives without running, or runs `script`."""
+    return {
+        "Image": image,
+        "User": "0:0",
+        "Entrypoint": ["/bin/sh", "-c", script, "sh"],
+        # An argument that begins with a dash would be an option to some program.
+        "Cmd": [f"./{path}" for path in paths],
+        "Env": [f"COPY={COPY}"],
+        "Labels": {FILL: volume},
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "Mounts": [{"Type": "volume", "Source": volume, "Target": COPY, "VolumeOptions": {"NoCopy": True}}],
+        },
+    }
+
+
+def looker(image: str, folder: Path) -> JSON:
+    """A container that never runs: the Engine makes it only if `folder` is there on its machine."""
+    return {
+        "Image": image,
+        "Entrypoint": ["/bin/sh"],
+        "Labels": {FILL: "look"},
+        "HostConfig": {"NetworkMode": "none", "Mounts": [_bind(HostMount(folder, COPY))]},
+    }
 
 
 def network(workspace: str) -> JSON:

@@ -7,24 +7,29 @@ workload is its container's name, so that its volume can be found even when the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import platform
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.dial import open_namespace
 from backends.compute.docker import config
 from backends.compute.docker.config import Place
+from backends.compute.docker.data_volume import DataVolumes
 from backends.compute.docker.engine import AWAY, GONE, Engine, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
+from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
 from backends.compute.docker.stream import ExecStream, open_stream
 from backends.compute.places import Capacity, GpuFact
+from backends.compute.volumes import VolumeWriter
 from backends.gpu_probe import parse_smi, probe
 from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
@@ -62,6 +67,9 @@ class DockerCompute:
         self._engine = Engine(line_to(self._host))
         self._guest = guest
         self._guest_volume = GuestVolume(self._engine, guest)
+        self._data = DataVolumes(self._engine)
+        self._export = Export.of(settings, self._host)
+        self._nfs = NfsHomes(self._engine, self._data)
         self._networks = asyncio.Lock()
         self._gpus_seen: Sequence[GpuFact] = ()
         self._gpus_until = 0.0
@@ -71,20 +79,20 @@ class DockerCompute:
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         place = Place(spec.id)
         labels = await self._engine.container_labels(place.container)
-        if labels is not None and config.has_these_gpus(spec, labels):
+        if labels is not None and config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels):
             return place.container
-        name = config.check_image(spec.image or self._settings.default_image)
+        name = self._image_name(spec.image)
         image = await self._engine.image(name, progress)
         progress(f"making a container of {name}")
         body = config.container(
             spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings,
             gpu_driver=self._host.gpu_driver,
         )  # fmt: skip
-        if labels is not None:  # its devices cannot be changed; the home is a volume and stays
+        if labels is not None:  # its devices and mounts cannot be changed; the home is a volume and stays
             await self._engine.delete_container(place.container)
         had_volume = await self._engine.volume_labels(place.volume) is not None
         try:
-            await self._engine.create_volume(config.volume(spec))
+            await self._make_home(spec, name)
             async with self._networks:
                 await self._engine.ensure_network(config.network(spec.workspace))
                 await self._engine.create_container(place.container, body)
@@ -92,6 +100,17 @@ class DockerCompute:
             await asyncio.shield(self._undo(spec, keep_volume=had_volume))
             raise
         return place.container
+
+    async def _make_home(self, spec: WorkloadSpec, image: str) -> None:
+        place = Place(spec.id)
+        labels = await self._engine.volume_labels(place.volume)
+        if labels is None:
+            body = config.volume(spec)
+            if self._export is not None:
+                body = home_volume(body, self._export, place, image)
+            await self._engine.create_volume(body)
+            labels = body["Labels"]
+        await self._nfs.make_for(labels, place, image)
 
     async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:
         labels = await self._engine.container_labels(handle)
@@ -125,6 +144,7 @@ class DockerCompute:
         place = Place.of(handle)
         labels = await self._engine.volume_labels(place.volume)
         await self._engine.delete_container(place.container)
+        await self._nfs.remove_for(labels or {}, place)
         await self._engine.delete_volume(place.volume)
         if labels is not None and "ashore.workspace" in labels:
             await self._drop_network(labels["ashore.workspace"])
@@ -218,7 +238,30 @@ class DockerCompute:
         await asyncio.gather(*self._streams, return_exceptions=True)
         await self._engine.close()
 
+    # ---- data for an engine elsewhere ------------------------------------------------------------------------
+    @property
+    def is_elsewhere(self) -> bool:
+        return not self._engine.line.is_here
+
+    async def has_volume(self, name: str) -> bool:
+        return await self._data.has(name)
+
+    async def delete_volume(self, name: str) -> None:
+        await self._data.delete(name)
+
+    def volume_writer(self, name: str, image: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
+        return self._data.writer(name, self._image_name(image), progress)
+
+    async def clear_helpers(self, volumes: Collection[str]) -> None:
+        await self._data.clear(volumes)
+
+    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
+        return await self._data.has_folder(folder, self._image_name(image), progress)
+
     # ---- inside ----------------------------------------------------------------------------------------------
+    def _image_name(self, image: str) -> str:
+        return config.check_image(image or self._settings.default_image)
+
     async def _tree(self, image: str) -> Path | str:
         """Where the Engine finds the guest's tree."""
         if self._engine.line.is_here:
@@ -249,6 +292,9 @@ class DockerCompute:
         try:
             await self._engine.delete_container(place.container)
             if not keep_volume:
+                labels = await self._engine.volume_labels(place.volume)
+                with contextlib.suppress(AshoreError):  # it may be what failed, and is empty
+                    await self._nfs.remove_for(labels or {}, place)
                 await self._engine.delete_volume(place.volume)
             await self._drop_network(spec.workspace)
         except AshoreError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 import aiohttp
@@ -31,7 +31,7 @@ _NO_TOOLKIT = "could not select device driver"
 _NO_CONNECTION = 900
 """aiodocker's own status for an Engine that cannot be reached."""
 _REMOVAL_TRIES = 50
-_ONCE_SECONDS = 60
+_ONCE_SECONDS = 60.0
 
 
 class Engine:
@@ -121,12 +121,12 @@ class Engine:
                 if error.status != 409:
                     raise
 
-    async def run_once(self, body: JSON) -> str:
+    async def run_once(self, body: JSON, *, seconds: float = _ONCE_SECONDS) -> str:
         """Run a container to its end and remove it; what it wrote. Unavailable: it failed, or took too long."""
         with translated():
             container = await self._docker.containers.create(body)
             try:
-                async with asyncio.timeout(_ONCE_SECONDS):
+                async with asyncio.timeout(seconds):
                     await container.start()
                     ended = await container.wait()
                     said = "".join(await container.log(stdout=True, stderr=True))
@@ -162,6 +162,15 @@ class Engine:
         """Unpack an archive below `path` of a container, which need not run."""
         with translated():
             await self.container(name).put_archive(path, tar)
+
+    async def put_stream(self, name: str, path: str, tar: AsyncIterator[bytes]) -> None:
+        """The same for an archive of any size. It ends when `tar` does: somebody else must watch that it gets on."""
+        with translated():
+            async with self._docker._query(
+                f"containers/{name}/archive", method="PUT", params={"path": path}, data=tar,
+                headers={"content-type": "application/x-tar"}, timeout=aiohttp.ClientTimeout(total=None),
+            ):  # fmt: skip
+                return
 
     async def has_file(self, name: str, path: str) -> bool:
         """Whether a container, which need not run, has this file."""

@@ -187,7 +187,8 @@ async def services(
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
         environments=Environments(database, audit, changes, computes, settings, quotas=quotas),
-        hosts=Hosts(database, audit, changes, settings), loads=Loads(computes), guests=guests, computes=computes,
+        hosts=Hosts(database, audit, changes, settings, data_dir), loads=Loads(computes), guests=guests,
+        computes=computes,
     )  # fmt: skip
     loop.cancel()
     await uploads.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,16 @@ async def test_gpus(hosted: Desk, services: Services, admin: Caller, alice: Call
     assert (await hosted.run(admin, "quota set --user alice --gpus 2")).status == 0
     over = await hosted.run(alice, f"env create e {small} --gpu-mode shared --dry-run")
     assert "your quota of GPUs is 2, with 2 in use, and this needs 1" in over.out
+
+
+async def test_what_copies_of_data_take_is_told(hosted: Desk, admin: Caller, data_dir: Path) -> None:
+    for number, size in enumerate((GIB, GIB // 2)):
+        entry = data_dir / "cache-hosts" / "gpu1" / f"version{number}"
+        entry.mkdir(parents=True)
+        (entry / "state.json").write_text(json.dumps({"title": "data a:v1", "files": 3, "bytes": size}))
+    rows = {row["name"]: row for row in json.loads((await hosted.run(admin, "host list --json")).out)}
+    assert rows["gpu1"]["cache"] == {"copies": 2, "bytes": GIB * 3 // 2, "limit": None}
+    assert rows["gpu2"]["cache"] == {"copies": 0, "bytes": 0, "limit": None}
+    assert rows["gpu1"]["shared_root"] == ""
+    assert "1.5GiB" in (await hosted.run(admin, "host list")).out
+    assert "1.5GiB" in (await hosted.run(admin, "host show gpu1")).out

@@ -1,0 +1,122 @@
+"""Data for an engine that does not see this machine's files: volumes of the Engine, filled through its archive API.
+
+Helper containers do it. The one that receives archives never runs; those that remove files and flush the disk run for
+a moment. They are made of the environment's own image, and carry the label `ashore.fill` with the volume's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from pathlib import Path
+
+from backends.compute.contract import Progress
+from backends.compute.docker import config
+from backends.compute.docker.engine import Engine
+from storage.errors import BadInput, Unavailable
+
+_STALL_SECONDS = 300
+"""An engine that takes no byte for so long is given up; the store's own patience is shorter."""
+_SETTLE_SECONDS = 1800
+"""A slow disk may have gigabytes to write."""
+
+
+class DataVolumes:
+    """The data volumes of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def has(self, name: str) -> bool:
+        return await self._engine.volume_labels(name) is not None
+
+    async def delete(self, name: str) -> None:
+        """Conflict: a container has it."""
+        await self.clear([name])
+        await self._engine.delete_volume(name)
+
+    async def clear(self, volumes: Collection[str]) -> None:
+        """Remove what a crash left of helpers for these volumes."""
+        for shown in await self._engine.containers(config.FILL):
+            if shown["Labels"].get(config.FILL) in volumes:
+                await self._engine.delete_container(shown["Id"])
+
+    @contextlib.asynccontextmanager
+    async def writer(self, name: str, image: str, progress: Progress) -> AsyncIterator[Writer]:
+        """Open a volume; it is made unless it is there."""
+        await self._engine.image(image, progress)
+        await self.clear([name])
+        await self._engine.create_volume(config.data_volume(name))
+        helper = f"{name}-fill"
+        try:
+            await self._engine.create_container(helper, config.filler(image, name))
+            yield Writer(self._engine, helper, name, image)
+        finally:
+            await asyncio.shield(self._engine.delete_container(helper))
+
+    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
+        """By a container that is made with it and never runs: the Engine refuses what it cannot find."""
+        await self._engine.image(image, progress)
+        name = f"ashore-look-{secrets.token_hex(4)}"
+        try:
+            await self._engine.create_container(name, config.looker(image, folder))
+        except BadInput:
+            return False
+        finally:
+            await asyncio.shield(self._engine.delete_container(name))
+        return True
+
+
+class Writer:
+    """See `compute.volumes.VolumeWriter`."""
+
+    def __init__(self, engine: Engine, helper: str, volume: str, image: str) -> None:
+        self._engine = engine
+        self._helper = helper
+        self._volume = volume
+        self._image = image
+
+    async def put(self, tar: AsyncGenerator[bytes]) -> None:
+        body = _Body(tar)
+        sending = asyncio.create_task(
+            self._engine.put_stream(self._helper, config.COPY, body.pieces()), name=f"filling {self._volume}"
+        )
+        try:
+            seen = -1
+            while not (await asyncio.wait([sending], timeout=_STALL_SECONDS))[0]:
+                if body.sent == seen:
+                    raise Unavailable("the Docker engine takes no more data")
+                seen = body.sent
+            if body.error is not None:  # the request's own error only tells that it was cut off
+                raise body.error
+            await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await tar.aclose()
+
+    async def remove(self, paths: Sequence[str]) -> None:
+        await self._engine.run_once(config.filler(self._image, self._volume, config.REMOVE, paths))
+
+    async def settle(self) -> None:
+        await self._engine.run_once(config.filler(self._image, self._volume, config.SETTLE), seconds=_SETTLE_SECONDS)
+
+
+class _Body:
+    """An archive on its way, with what went wrong while it was made."""
+
+    def __init__(self, tar: AsyncGenerator[bytes]) -> None:
+        self._tar = tar
+        self.sent = 0
+        self.error: Exception | None = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._tar:
+                yield piece
+                self.sent += len(piece)
+        except Exception as error:  # raised again by `put`
+            self.error = error
+            raise
