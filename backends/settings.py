@@ -173,6 +173,17 @@ class EnvironmentSettings(Group):
     """Pause between two looks at everything, seconds; hints wake the loop at once anyway."""
 
 
+class KeptOutputSettings(Group):
+    persistent: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of environments that only people delete."""
+    on_demand: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of those that sleep when idle; they too are deleted by people only."""
+    scheduled: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of those that start and stop by the clock; they too are deleted by people only."""
+    ephemeral: Annotated[int, Field(ge=0, le=3650)] = 14
+    """Of those that delete themselves, when nobody may be there to fetch the results."""
+
+
 class LifecycleSettings(Group):
     idle_minutes: Annotated[float, Field(gt=0)] = 120.0
     """An `on-demand` environment sleeps after this time without a sign of life, minutes: no key pressed in a terminal,
@@ -195,6 +206,14 @@ class LifecycleSettings(Group):
     write_seconds: Annotated[float, Field(gt=0)] = 15.0
     """Signs of life are written to the database together, once in this time, seconds. Nothing is stopped or deleted
     before twice this time has passed, so that no sign is missed."""
+
+    keep_output_gib: Annotated[float, Field(ge=0)] = 100.0
+    """How much of one environment's output is kept at most, GiB. An environment that has more is not deleted: its owner
+    is told, and takes the rest away or does without it (`env delete --discard-output`). 0: no limit but the quota of
+    storage, which the same holds for."""
+    keep_output_days: KeptOutputSettings = KeptOutputSettings()
+    """For how many days what a deleted environment had in /gemini/output is kept below /artifacts; 0: not at all. `env
+    create --keep-output`, `env set` and `env delete` choose otherwise for one environment."""
 
     @field_validator("timezone")
     @classmethod

@@ -22,7 +22,9 @@ from backends import guest_tree
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_cache import DataCache
 from backends.mounts import EnvironmentData
+from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.artifacts import ArtifactReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
@@ -218,6 +220,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.guests,
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, cache),
+        outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -242,6 +245,9 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(hosts.run(), name="host watch"),
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
+        asyncio.create_task(
+            ArtifactReconciler(services.artifacts, services.changes).run(), name="artifacts reconciler"
+        ),
         asyncio.create_task(importer.run(), name="imports reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),

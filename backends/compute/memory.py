@@ -12,11 +12,13 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.folder_tar import folder_tar
 from backends.compute.hang_up import hang_up
 from backends.compute.places import Capacity, GpuFact
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
@@ -149,6 +151,12 @@ class MemoryCompute:
         self._answer()
         workload = self._engine.workloads.get(handle)
         return self._engine.usage if workload is not None and workload.state is State.RUNNING else None
+
+    async def output(self, handle: str) -> AsyncGenerator[bytes]:
+        async with aclosing(folder_tar(self._workload(handle).home / "output")) as pieces:
+            async for piece in pieces:
+                self._answer()
+                yield piece
 
     async def found(self) -> Sequence[Found]:
         self._answer()

@@ -28,6 +28,7 @@ GPU_PROBE = "ashore.probe"
 GUEST = "/opt/ashore/guest"
 RUN = "/opt/ashore/run"
 HOME = "/workspace"
+OUTPUT = "/gemini/output"
 LOGIN_USER = "developer"
 LOGIN_ID = 1000
 PIPE_MARK = "ASHORE_PIPE"
@@ -234,6 +235,24 @@ def _bind(mount: HostMount) -> JSON:
         "ReadOnly": mount.read_only,
         # What is mounted below it on the host later is none of the container's business, and the other way round.
         "BindOptions": {"Propagation": "rprivate"},
+    }
+
+
+def reader_name(place: Place) -> str:
+    """Of the container that shows the home of one that was removed."""
+    return f"{place.container}-reader"
+
+
+def reader(place: Place, image: str) -> JSON:
+    """A container that never runs: it has the home of `place`, so that its files can be read."""
+    return {
+        "Image": image,
+        "Entrypoint": ["/bin/sh"],
+        "Labels": {"ashore.reader": place.id},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "Mounts": [{"Type": "volume", "Source": place.volume, "Target": HOME, "ReadOnly": True}],
+        },
     }
 
 

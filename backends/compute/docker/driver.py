@@ -13,7 +13,8 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
@@ -124,6 +125,7 @@ class DockerCompute:
     async def delete(self, handle: str) -> None:
         place = Place.of(handle)
         labels = await self._engine.volume_labels(place.volume)
+        await self._engine.delete_container(config.reader_name(place))
         await self._engine.delete_container(place.container)
         await self._engine.delete_volume(place.volume)
         if labels is not None and "ashore.workspace" in labels:
@@ -142,6 +144,26 @@ class DockerCompute:
 
     async def usage(self, handle: str) -> Usage | None:
         return config.usage_of(await self._engine.stats(handle))
+
+    async def output(self, handle: str) -> AsyncGenerator[bytes]:
+        place = Place.of(handle)
+        if await self._engine.container_labels(place.container) is not None:
+            async with aclosing(self._engine.read_folder(place.container, config.OUTPUT)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        if await self._engine.volume_labels(place.volume) is None:
+            raise NotFound(GONE)
+        # Somebody removed the container; the home is a volume and was left. A container that never runs shows it.
+        await self._engine.image(self._settings.default_image, _nobody)
+        reader = config.reader_name(place)
+        await self._engine.create_container(reader, config.reader(place, self._settings.default_image))
+        try:
+            async with aclosing(self._engine.read_folder(reader, f"{config.HOME}/output")) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            await asyncio.shield(self._engine.delete_container(reader))
 
     async def network_namespace(self, handle: str) -> int | None:
         if not self._engine.line.is_here or os.geteuid() != 0:
