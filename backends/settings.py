@@ -187,7 +187,8 @@ class KeptOutputSettings(Group):
 class LifecycleSettings(Group):
     idle_minutes: Annotated[float, Field(gt=0)] = 120.0
     """An `on-demand` environment sleeps after this time without a sign of life, minutes: no key pressed in a terminal,
-    no output of a program, nothing sent or fetched worth speaking of. `--idle` sets it for one environment."""
+    no output of a program, nothing sent or fetched worth speaking of, no GPU that computes. `--idle` sets it for one
+    environment."""
     ephemeral_minutes: Annotated[float, Field(gt=0)] = 30.0
     """An `ephemeral` environment is deleted this long after its last session ended, minutes."""
     unused_minutes: Annotated[float, Field(gt=0)] = 1440.0
@@ -199,6 +200,10 @@ class LifecycleSettings(Group):
     """What programs send by themselves, through forwards, SFTP and commands without a terminal, is a sign of life if it
     is more than this in a minute, KiB. An editor window that nobody touches sends 1 to 2 (a message of 13 bytes every
     five seconds, both ways, on two connections); one that somebody works in passes this many times in an hour."""
+    gpu_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """An environment whose GPU computes for more than this share of the time is alive, percent. Of a card that several
+    have together, only what the environment's own processes do counts, which the driver of this machine alone tells;
+    MIG devices tell nothing. What is not known is no sign of life."""
     timezone: str = "UTC"
     """Time zone of schedules that name none, such as Europe/Berlin."""
     look_seconds: Annotated[float, Field(gt=0)] = 15.0

@@ -21,6 +21,7 @@ import asyncssh
 from backends import guest_tree
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_cache import DataCache
+from backends.gpu_use import GpuSigns
 from backends.mounts import EnvironmentData
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
@@ -237,6 +238,9 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
     )  # fmt: skip
     deletions = DeletionReconciler(services.deletions, services.changes)
     hashes = HashJobs(services.database, services.store, services.changes)
+    signs = GpuSigns(
+        services.database, services.computes, services.environments.activity, house.settings.backends.lifecycle
+    )
     quotas = QuotaWatch(services.database, services.changes, services.quotas, house.settings.quotas)
     loops = [
         asyncio.create_task(reconciler.run(), name="environments reconciler"),
@@ -253,6 +257,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),
         asyncio.create_task(quotas.run(), name="quota watch"),
+        asyncio.create_task(signs.run(), name="signs of life of GPUs"),
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]

@@ -20,7 +20,7 @@ from pathlib import Path
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.folder_tar import folder_tar
 from backends.compute.hang_up import hang_up
-from backends.compute.places import Capacity, GpuFact
+from backends.compute.places import Capacity, GpuFact, GpuLoad
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -68,6 +68,7 @@ class MemoryEngine:
         """What every running workload is said to take."""
         self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
         self.gpus: list[GpuFact] = []
+        self.gpu_loads: list[GpuLoad] = []
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -91,6 +92,10 @@ class MemoryCompute:
     async def gpus(self) -> Sequence[GpuFact]:
         self._answer()
         return tuple(self._engine.gpus)
+
+    async def gpu_loads(self) -> Sequence[GpuLoad]:
+        self._answer()
+        return tuple(self._engine.gpu_loads)
 
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         self._answer()

@@ -94,6 +94,7 @@ async def test_docker_asks_for_gpus(tmp_path: Path, guest: Path) -> None:
         try:
             assert isinstance(kit.compute, DockerCompute)
             assert list(await kit.compute.gpus()) == []
+            assert list(await kit.compute.gpu_loads()) == []
         finally:
             await kit.compute.close()
             kit.end()

@@ -18,13 +18,13 @@ from storage.names import printable
 from storage.quota_limits import QuotaLine, Resource
 from storage.records import Environment, EnvironmentState, Wish
 from tui.desk import Desk
-from tui.screens.delete_environment import DeleteEnvironment
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
 from tui.texts.gpus import gpu_words
 from tui.texts.lifecycles import lifecycle_words, output_words
 from tui.texts.quotas import allowed_environments, quota_words
 from tui.texts.sentences import in_language
+from tui.widgets.delete_environment import DeleteEnvironment
 from tui.widgets.dialogs import Ask, Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page

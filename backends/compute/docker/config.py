@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.compute.contract import HostMount, State, Status, Usage, WorkloadSpec
+from backends.compute.places import GpuLoad, GpuShare
+from backends.gpu_load import CardLoad, ProcessLoad
 from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput
@@ -347,11 +349,43 @@ def _variables(spec: WorkloadSpec) -> dict[str, str]:
     return {**spec.variables, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"}
 
 
-def gpu_probe(image: str) -> JSON:
-    """A container that tells which GPUs its machine has, and ends."""
+def shared_out(cards: Sequence[CardLoad], names: Mapping[str, str], groups: Path = Path("/proc")) -> Sequence[GpuLoad]:
+    """The cards with what each workload takes of them. `names` maps ids of containers of this machine to handles.
+
+    A process is a container's if its control group carries the container's id: where NVML counts processes by another
+    namespace than ours, an id of its may be that of any other process here. Reads `/proc`; call it in a thread.
+    """
+    return [
+        GpuLoad(
+            card.uuid, card.utilization, card.used, card.memory,
+            None if card.processes is None else _shares(card.processes, names, groups),
+        )
+        for card in cards
+    ]  # fmt: skip
+
+
+def _shares(processes: Sequence[ProcessLoad], names: Mapping[str, str], groups: Path) -> Mapping[str, GpuShare] | None:
+    found: dict[str, GpuShare] = {}
+    for process in processes:
+        try:
+            group = (groups / str(process.pid) / "cgroup").read_text()
+        except OSError:
+            continue  # it has ended, or is none of ours
+        for container_id, name in names.items():
+            if container_id in group:
+                before = found.get(name, GpuShare(0, 0))
+                known = before.utilization is not None and process.utilization is not None
+                percent = min(100, (before.utilization or 0) + (process.utilization or 0)) if known else None
+                found[name] = GpuShare(percent, before.memory + process.memory)
+    # Processes of whom nothing can be said may be anybody's: nobody is told to take nothing then.
+    return found if found or not processes else None
+
+
+def gpu_probe(image: str, script: str = SMI_SCRIPT) -> JSON:
+    """A container that tells which GPUs its machine has (or what else `script` asks of `nvidia-smi`), and ends."""
     return {
         "Image": image,
-        "Entrypoint": ["/bin/sh", "-c", SMI_SCRIPT],
+        "Entrypoint": ["/bin/sh", "-c", script],
         "Cmd": [],
         "Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=utility"],
         "Labels": {GPU_PROBE: "gpus"},

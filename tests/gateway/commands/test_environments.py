@@ -232,8 +232,10 @@ async def test_stats_of_what_runs(desk: Desk, alice: Caller, bob: Caller) -> Non
     await desk.run(alice, "env stop asleep --wait")
     (row,) = json.loads((await desk.run(alice, "env stats --json")).out)
     assert (row["name"], row["cores"], row["cpus"], row["memory_limit"]) == ("train", 0.0, 2.0, 1024**3)
+    assert row["gpus"] == []
     shown = await desk.run(alice, "env stats train")
     assert (shown.status, "1GiB" in shown.out, "CORES" in shown.out) == (0, True, True)
+    assert shown.out.splitlines()[-1].rstrip().endswith(" -")
     nothing = await desk.run(alice, "env stats asleep")
     assert (nothing.status, nothing.out) == (0, "")
     assert "nothing runs" in nothing.err
