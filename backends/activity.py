@@ -1,8 +1,8 @@
 """Signs of life of environments: noted here at no cost for each byte, written down together from time to time.
 
-Strong signs are a key pressed, output of a program, and bytes that are more than an editor or a file manager sends
-while nobody touches it. An open connection is none, but it is noted as well: nothing is deleted below somebody. What
-follows from all that is `lifecycle`'s business.
+Strong signs are a key pressed, output of a program, a GPU that computes, and bytes that are more than an editor or a
+file manager sends while nobody touches it. An open connection is none, but it is noted as well: nothing is deleted
+below somebody. What follows from all that is `lifecycle`'s business.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
 from backends.usage import Loads
 from storage.accounts import Accounts
+from storage.artifact_tree import ArtifactTree
+from storage.artifacts import Artifacts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -130,7 +132,9 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         models = Models(database, audit, changes, store)
         tree = DataTree(database, audit, changes, store, uploads, datasets, models)
         stack.push_async_callback(tree.moves.close)
-        files = Files(tree, environments, guests)
+        artifacts = Artifacts(database, audit, changes, store)
+        kept = ArtifactTree(database, artifacts, store, uploads.budget)
+        files = Files(tree, environments, guests, artifacts=kept)
         stack.push_async_callback(files.close)
         yield Services(
             database=database,
@@ -142,6 +146,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             recordings=Recordings(database, audit, data / "recordings"),
             datasets=datasets,
             models=models,
+            artifacts=artifacts,
             deletions=Deletions(database, audit, changes, store),
             uses=Uses(database),
             uploads=uploads,

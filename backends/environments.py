@@ -20,7 +20,7 @@ from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
 from backends.compute.places import place_of
-from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
+from backends.lifecycle import Due, LifecycleChoice, Step, check_keep_days, due, keep_days, warning
 from backends.mounts import begin_mounts, mount_variables
 from backends.planning import Plan, Planner, Request, amounts
 from backends.settings import BackendSettings
@@ -109,6 +109,7 @@ class Environments:
     async def create(self, caller: Caller, request: Request) -> Environment:
         """Record the wish for a new environment; the reconciler makes it."""
         require(caller, Action.ENVIRONMENT_CREATE)
+        check_keep_days(request.keep_output_days)
         async with self._refusing(caller, Action.ENVIRONMENT_CREATE, request.name):
             environment = await self._create(caller, request)
         self._changes.tell("environment", environment.id)
@@ -128,6 +129,7 @@ class Environments:
                 gpus=plan.gpus.count, gpu_mode=plan.gpus.mode, gpu_model=plan.gpus.model, cards=dict(plan.cards),
             )  # fmt: skip
             request.lifecycle.apply_to(environment)
+            environment.keep_output_days = request.keep_output_days
             tx.add(environment)
             facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
             facts |= {"host": plan.host} if plan.host else {}
@@ -150,9 +152,19 @@ class Environments:
         """Wish it stopped and running again."""
         return await self._wish(caller, Action.ENVIRONMENT_START, name, Wish.RUNNING, restart=True)
 
-    async def delete(self, caller: Caller, name: str) -> Environment:
-        """Wish it gone with everything in it."""
-        return await self._wish(caller, Action.ENVIRONMENT_DELETE, name, Wish.DELETED)
+    async def delete(self, caller: Caller, name: str, *, keep_output_days: int | None = None) -> Environment:
+        """Wish it gone with everything in it, but for its output, if that is to be kept.
+
+        `keep_output_days` decides that anew, also for one that is being deleted already; None: as it was chosen.
+        """
+        check_keep_days(keep_output_days)
+        return await self._wish(
+            caller, Action.ENVIRONMENT_DELETE, name, Wish.DELETED, keep_output_days=keep_output_days
+        )
+
+    def keep_days(self, environment: Environment) -> int:
+        """For how many days its output is kept when it is deleted; 0: not at all."""
+        return keep_days(environment, self.lifecycle)
 
     async def set_lifecycle(self, caller: Caller, name: str, choice: LifecycleChoice) -> Environment:
         """Choose another life cycle; its times count from now. BadInput: it is not possible, and why."""
@@ -172,6 +184,23 @@ class Environments:
             await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CHANGE, thing=environment.name, **facts))
         for topic in ("environment", "lifecycle"):
             self._changes.tell(topic, environment.id)
+        return environment
+
+    async def set_keep_output(self, caller: Caller, name: str, days: int | None) -> Environment:
+        """Choose for how many days its output is kept when it is deleted; 0: not at all; None: as the settings say."""
+        check_keep_days(days)
+        seen = await self._load(caller, Action.ENVIRONMENT_CHANGE, name)
+        async with self._database.writing() as tx:
+            environment = await tx.get(Environment, seen.id, with_for_update=True)
+            if environment is None:
+                raise NotFound(f"there is no environment '{seen.name}'")
+            if environment.wish is Wish.DELETED:
+                raise Conflict(f"'{seen.name}' is being deleted")
+            environment.keep_output_days = days
+            environment.version += 1
+            facts: dict[str, Any] = {"keep_output_days": days, "owner": environment.owner_name}
+            await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CHANGE, thing=environment.name, **facts))
+        self._changes.tell("environment", environment.id)
         return environment
 
     def due(self, environment: Environment) -> Due | None:
@@ -324,7 +353,14 @@ class Environments:
             raise OverQuota("; ".join(refusals))
 
     async def _wish(
-        self, caller: Caller, action: Action, name: str, wish: Wish, *, restart: bool = False
+        self,
+        caller: Caller,
+        action: Action,
+        name: str,
+        wish: Wish,
+        *,
+        restart: bool = False,
+        keep_output_days: int | None = None,
     ) -> Environment:
         seen = await self._load(caller, action, name)
         async with self._refusing(caller, action, seen.name), self._database.writing() as tx:
@@ -341,10 +377,13 @@ class Environments:
                 environment.state, environment.reason = EnvironmentState.REQUESTED, ""
             if restart:
                 environment.restarts += 1
+            if keep_output_days is not None:
+                environment.keep_output_days = keep_output_days
             environment.version += 1
             verb = "environment.restart" if restart else action
             facts: dict[str, Any] = {"owner": environment.owner_name}
             facts |= {"gpus": list(environment.cards)} if wish is Wish.RUNNING and environment.cards else {}
+            facts |= {"keep_output_days": self.keep_days(environment)} if wish is Wish.DELETED else {}
             await self._audit.add(tx, Event.by(caller, verb, thing=environment.name, **facts))
         self._changes.tell("environment", environment.id)
         return environment

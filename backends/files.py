@@ -1,6 +1,7 @@
 """The one tree that people see: what is stored, and the files inside their running environments, joined.
 
-`/envs/<environment>/…` leads to `environment_files`, everything else to the tree of stored data. No rule of its own.
+`/envs/<environment>/…` leads to `environment_files`, `/artifacts/…` to what environments left, everything else to the
+tree of stored data. No rule of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ What is here
 /datasets/<name>/<version>/...   the data sets of your workspace
 /models/<name>/<version>/...     its models, the same way
 /shared/<workspace>/...          what other workspaces share with yours, to read
+/artifacts/<name>/...            what environments had in /gemini/output when they were deleted, to read
 /envs/<environment>/...          your home directory inside each of your running environments
 /README.txt                      this text
 
@@ -36,6 +38,7 @@ between them, moving is not possible.
 _README_NODE = Node("README.txt", is_directory=False, size=len(README), mode=0o444)
 _ROOT = Node("/", is_directory=True, mode=0o755)
 _ENVS = Node("envs", is_directory=True, mode=0o555)
+_ARTIFACTS = Node("artifacts", is_directory=True, mode=0o555)
 
 
 class BytesReader:
@@ -53,10 +56,13 @@ class BytesReader:
 
 
 class Files:
-    """Both trees under one root; a `storage.tree.Tree`."""
+    """These trees under one root; a `storage.tree.Tree`."""
 
-    def __init__(self, data: Tree, environments: Environments, guests: Guests) -> None:
+    def __init__(
+        self, data: Tree, environments: Environments, guests: Guests, *, artifacts: Tree | None = None
+    ) -> None:
         self._data = data
+        self._artifacts = artifacts
         self._environments = EnvironmentTree(environments, guests)
 
     async def close(self) -> None:
@@ -123,7 +129,7 @@ class Files:
         tree, inner = self._find_changeable(old)
         other, target = self._find_changeable(new)
         if tree is not other:
-            raise BadInput("files cannot be renamed between /envs and the rest: copy them")
+            raise BadInput("files cannot be renamed between /envs, /artifacts and the rest: copy them")
         await tree.rename(caller, inner, target, replace=replace)
 
     async def set_mtime(self, caller: Caller, path: str, seconds: int) -> None:
@@ -144,6 +150,7 @@ class Files:
 
     async def _root(self, caller: Caller) -> Sequence[Node]:
         nodes = {"README.txt": _README_NODE, "envs": _ENVS}
+        nodes |= {"artifacts": _ARTIFACTS} if self._artifacts is not None else {}
         async for node in self._data.list(caller, "/"):
             nodes.setdefault(node.name, node)
         return [nodes[name] for name in sorted(nodes)]
@@ -153,6 +160,8 @@ class Files:
             return self._environments, "/"
         if path.startswith("/envs/"):
             return self._environments, path[len("/envs") :]
+        if self._artifacts is not None and (path + "/").startswith("/artifacts/"):
+            return self._artifacts, path[len("/artifacts") :] or "/"
         return self._data, path
 
     def _find_changeable(self, path: str) -> tuple[Tree, str]:

@@ -13,11 +13,13 @@ from zoneinfo import ZoneInfo
 from backends.schedule import is_cron, last_time, next_time, zone_of
 from backends.settings import LifecycleSettings
 from storage.clock import now
+from storage.errors import BadInput
 from storage.names import printable
 from storage.records import Environment, EnvironmentState, Lifecycle, Wish
 
 _LEAST_IDLE = 60
 _MOST_IDLE = 365 * 24 * 3600
+_MOST_KEPT = 3650
 _IDLES = (Lifecycle.EPHEMERAL, Lifecycle.ON_DEMAND)
 
 
@@ -133,6 +135,30 @@ def is_warned(environment: Environment) -> bool:
         Lifecycle.SCHEDULED: environment.last_typed,
     }.get(environment.lifecycle)
     return environment.warned is not None and (newest is None or newest <= environment.warned)
+
+
+def keep_days(environment: Environment, settings: LifecycleSettings) -> int:
+    """For how many days its output is kept when it is deleted; 0: not at all."""
+    chosen = environment.keep_output_days
+    return usual_keep_days(environment.lifecycle, settings) if chosen is None else chosen
+
+
+def usual_keep_days(lifecycle: Lifecycle, settings: LifecycleSettings) -> int:
+    """The same, where nobody has chosen."""
+    days = settings.keep_output_days
+    return {
+        Lifecycle.PERSISTENT: days.persistent,
+        Lifecycle.ON_DEMAND: days.on_demand,
+        Lifecycle.SCHEDULED: days.scheduled,
+        Lifecycle.EPHEMERAL: days.ephemeral,
+    }[lifecycle]
+
+
+def check_keep_days(days: int | None) -> int | None:
+    """BadInput if no output can be kept for so long; None: as the settings say."""
+    if days is not None and not 0 <= days <= _MOST_KEPT:
+        raise BadInput(f"an output is kept for 1 to {_MOST_KEPT} days, or not at all: 0")
+    return days
 
 
 def fell_asleep(environment: Environment, since: datetime) -> bool:

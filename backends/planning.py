@@ -46,6 +46,8 @@ class Request:
     data: Sequence[Choice] = ()
     """Data sets and models to see inside; the order of each kind numbers its paths."""
     lifecycle: LifecycleChoice = LifecycleChoice()
+    keep_output_days: int | None = None
+    """For how long its output is kept when it is deleted; 0: not at all; None: as the settings say."""
     host: str = ""
     """Of a compute that has several; empty: one that has room."""
     gpus: int = 0

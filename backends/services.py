@@ -17,6 +17,7 @@ from backends.hosts import Hosts
 from backends.imports import Imports
 from backends.usage import Loads
 from storage.accounts import Accounts
+from storage.artifacts import Artifacts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -56,6 +57,7 @@ class Services:
     recordings: Recordings
     datasets: Datasets
     models: Models
+    artifacts: Artifacts
     deletions: Deletions
     uses: Uses
     uploads: Uploads

@@ -239,10 +239,22 @@ class EnvironmentSettings(Group):
     """Pause between two looks at everything, seconds; hints wake the loop at once anyway."""
 
 
+class KeptOutputSettings(Group):
+    persistent: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of environments that only people delete."""
+    on_demand: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of those that sleep when idle; they too are deleted by people only."""
+    scheduled: Annotated[int, Field(ge=0, le=3650)] = 0
+    """Of those that start and stop by the clock; they too are deleted by people only."""
+    ephemeral: Annotated[int, Field(ge=0, le=3650)] = 14
+    """Of those that delete themselves, when nobody may be there to fetch the results."""
+
+
 class LifecycleSettings(Group):
     idle_minutes: Annotated[float, Field(gt=0)] = 120.0
     """An `on-demand` environment sleeps after this time without a sign of life, minutes: no key pressed in a terminal,
-    no output of a program, nothing sent or fetched worth speaking of. `--idle` sets it for one environment."""
+    no output of a program, nothing sent or fetched worth speaking of, no GPU that computes. `--idle` sets it for one
+    environment."""
     ephemeral_minutes: Annotated[float, Field(gt=0)] = 30.0
     """An `ephemeral` environment is deleted this long after its last session ended, minutes."""
     unused_minutes: Annotated[float, Field(gt=0)] = 1440.0
@@ -254,6 +266,10 @@ class LifecycleSettings(Group):
     """What programs send by themselves, through forwards, SFTP and commands without a terminal, is a sign of life if it
     is more than this in a minute, KiB. An editor window that nobody touches sends 1 to 2 (a message of 13 bytes every
     five seconds, both ways, on two connections); one that somebody works in passes this many times in an hour."""
+    gpu_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """An environment whose GPU computes for more than this share of the time is alive, percent. Of a card that several
+    have together, only what the environment's own processes do counts, which the driver of this machine alone tells;
+    MIG devices tell nothing. What is not known is no sign of life."""
     timezone: str = "UTC"
     """Time zone of schedules that name none, such as Europe/Berlin."""
     look_seconds: Annotated[float, Field(gt=0)] = 15.0
@@ -261,6 +277,14 @@ class LifecycleSettings(Group):
     write_seconds: Annotated[float, Field(gt=0)] = 15.0
     """Signs of life are written to the database together, once in this time, seconds. Nothing is stopped or deleted
     before twice this time has passed, so that no sign is missed."""
+
+    keep_output_gib: Annotated[float, Field(ge=0)] = 100.0
+    """How much of one environment's output is kept at most, GiB. An environment that has more is not deleted: its owner
+    is told, and takes the rest away or does without it (`env delete --discard-output`). 0: no limit but the quota of
+    storage, which the same holds for."""
+    keep_output_days: KeptOutputSettings = KeptOutputSettings()
+    """For how many days what a deleted environment had in /gemini/output is kept below /artifacts; 0: not at all. `env
+    create --keep-output`, `env set` and `env delete` choose otherwise for one environment."""
 
     @field_validator("timezone")
     @classmethod

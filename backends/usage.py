@@ -1,4 +1,4 @@
-"""How much of the machine environments take right now: cores, memory, processes.
+"""How much of the machine environments take right now: cores, memory, processes, GPUs.
 
 `Loads` asks the engines; `Rates` makes cores of two looks. What they may take at most is in their records.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from backends.compute.contract import Compute, HasUsage
 from backends.compute.places import place_of
 from backends.environments import owned
+from backends.gpu_use import GpuUse, gpu_uses
 from storage.access import Action, Caller, require
 from storage.errors import AshoreError
 from storage.records import Environment, EnvironmentState
@@ -49,6 +50,12 @@ class Loads:
         gate = asyncio.Semaphore(_AT_ONCE)
         found = await asyncio.gather(*(self._one(one, gate) for one in running))
         return {one.id: load for one, load in zip(running, found, strict=True) if load is not None}
+
+    async def gpus(self, caller: Caller, environments: Sequence[Environment]) -> Mapping[str, Sequence[GpuUse]]:
+        """Environment id → how busy its cards are, for those that run and have some."""
+        for one in environments:
+            require(caller, Action.ENVIRONMENT_SHOW, owned(one))
+        return await gpu_uses(self._computes, environments)
 
     async def _one(self, environment: Environment, gate: asyncio.Semaphore) -> Load | None:
         compute = self._computes.get(place_of(environment.compute, environment.host))

@@ -21,8 +21,11 @@ import asyncssh
 from backends import guest_tree
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_sites import Sites
+from backends.gpu_use import GpuSigns
 from backends.mounts import EnvironmentData
+from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.artifacts import ArtifactReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
@@ -216,6 +219,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.guests,
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, sites),
+        outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -232,6 +236,9 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
     )  # fmt: skip
     deletions = DeletionReconciler(services.deletions, services.changes)
     hashes = HashJobs(services.database, services.store, services.changes)
+    signs = GpuSigns(
+        services.database, services.computes, services.environments.activity, house.settings.backends.lifecycle
+    )
     quotas = QuotaWatch(services.database, services.changes, services.quotas, house.settings.quotas)
     loops = [
         asyncio.create_task(reconciler.run(), name="environments reconciler"),
@@ -240,11 +247,15 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(hosts.run(), name="host watch"),
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
+        asyncio.create_task(
+            ArtifactReconciler(services.artifacts, services.changes).run(), name="artifacts reconciler"
+        ),
         asyncio.create_task(importer.run(), name="imports reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),
         asyncio.create_task(quotas.run(), name="quota watch"),
+        asyncio.create_task(signs.run(), name="signs of life of GPUs"),
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]

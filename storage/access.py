@@ -77,6 +77,9 @@ class Action(StrEnum):
     IMPORT_SHOW = "import.show"
     IMPORT_REQUEST = "import.request"
     IMPORT_CANCEL = "import.cancel"
+    ARTIFACT_LIST = "artifact.list"
+    ARTIFACT_READ = "artifact.read"
+    ARTIFACT_DELETE = "artifact.delete"
     STORE_PROBE = "store.probe"
     KEY_LIST = "key.list"
     KEY_ADD = "key.add"
@@ -181,7 +184,7 @@ _EVERYBODY = frozenset(
         Action.MENU, Action.COMMAND, Action.ENVIRONMENT_LIST, Action.ENVIRONMENT_CREATE, Action.TREE_READ,
         Action.DATASET_LIST, Action.DATASET_CREATE, Action.MODEL_LIST, Action.MODEL_CREATE, Action.UPLOAD_LIST,
         Action.KEY_LIST, Action.KEY_ADD, Action.SESSION_LIST, Action.RECORD_LIST,
-        Action.IMPORT_LIST, Action.IMPORT_REQUEST,
+        Action.IMPORT_LIST, Action.IMPORT_REQUEST, Action.ARTIFACT_LIST,
     }
 )  # fmt: skip
 _ADMIN_ONLY = frozenset(
@@ -190,7 +193,7 @@ _ADMIN_ONLY = frozenset(
         Action.HOST_DRAIN, Action.HOST_RESUME,
     }
 )  # fmt: skip
-_ASSET_READ = frozenset({Action.DATASET_READ, Action.MODEL_READ})
+_ASSET_READ = frozenset({Action.DATASET_READ, Action.MODEL_READ, Action.ARTIFACT_READ})
 _ASSET_WRITE = frozenset({Action.DATASET_WRITE, Action.MODEL_WRITE})
 _ASSET = (
     _ASSET_READ
@@ -199,6 +202,7 @@ _ASSET = (
         {
             Action.DATASET_PUBLISH, Action.DATASET_CHANGE, Action.DATASET_SHARE, Action.DATASET_DELETE,
             Action.MODEL_PUBLISH, Action.MODEL_CHANGE, Action.MODEL_SHARE, Action.MODEL_DELETE,
+            Action.ARTIFACT_DELETE,
         }
     )
 )  # fmt: skip
@@ -256,7 +260,7 @@ def _decide_quota(caller: Caller, thing: Owned) -> Decision:
 
 
 def may_see(caller: Caller, thing: Owned) -> bool:
-    """Whether `caller` may know of a data set or model at all, and then read it: the rule of visibility.
+    """Whether `caller` may know of a data set, model or artifact at all, and then read it: the rule of visibility.
 
     Lists, the tree, /shared, links and mounts all go by it. Within its own workspace `shared_with` says nothing;
     an owner who has moved to another workspace is a stranger like any other.

@@ -165,7 +165,7 @@ class Deletions:
         return row
 
     async def _remove(self, row: Deletion, holder: str, pages: int) -> bool:
-        await self._end_uploads(row.prefix)
+        await end_uploads(self._database, self._store, self._changes, row.prefix)
         removed, seen = row.removed, 0
         # A listing that runs while its objects vanish may skip some, so it is begun again until it finds nothing.
         while keys := await self._first_keys(row.prefix):
@@ -181,25 +181,6 @@ class Deletions:
         async for page in self._store.list(prefix):
             return [facts.key for facts in page]
         return []
-
-    async def _end_uploads(self, prefix: str) -> None:
-        """Parts of what was on its way there are given back; whoever still sends is refused at the end.
-
-        The rows are over only when their parts are gone, since nobody else knows of those.
-        """
-        taken = {"superseded": True, "instance": "", "lease_until": None, "epoch": Upload.epoch + 1}
-        async with self._database.writing() as tx:
-            rows = (await tx.scalars(select(Upload).where(uploads_below(prefix)))).all()
-            await tx.execute(delete(Move).where(moves_below(prefix)))
-            await tx.execute(update(Upload).where(uploads_below(prefix)).values(**taken))
-        for upload in rows:
-            if upload.s3_upload_id:
-                await self._store.abort_upload(upload.key, upload.s3_upload_id)
-        async with self._database.writing() as tx:
-            ended = Upload.id.in_([upload.id for upload in rows]) & uploads_below(prefix)
-            await tx.execute(update(Upload).where(ended).values(state=UploadState.ABORTED))
-        for upload in rows:
-            self._changes.tell("upload", upload.id)
 
     async def _note(self, row: Deletion, held: str, **values: object) -> bool:
         """Write progress, if it is still ours; whether it is."""
@@ -227,6 +208,26 @@ class Deletions:
             await self._audit.add(tx, Event(f"{row.kind.value}.gone", thing=row.title, detail=detail))
         self._changes.tell(row.kind.value, row.asset_id)
         return True
+
+
+async def end_uploads(database: Database, store: ObjectStore, changes: Changes, prefix: str) -> None:
+    """Parts of what was on its way there are given back; whoever still sends is refused at the end.
+
+    The rows are over only when their parts are gone, since nobody else knows of those.
+    """
+    taken = {"superseded": True, "instance": "", "lease_until": None, "epoch": Upload.epoch + 1}
+    async with database.writing() as tx:
+        rows = (await tx.scalars(select(Upload).where(uploads_below(prefix)))).all()
+        await tx.execute(delete(Move).where(moves_below(prefix)))
+        await tx.execute(update(Upload).where(uploads_below(prefix)).values(**taken))
+    for upload in rows:
+        if upload.s3_upload_id:
+            await store.abort_upload(upload.key, upload.s3_upload_id)
+    async with database.writing() as tx:
+        ended = Upload.id.in_([upload.id for upload in rows]) & uploads_below(prefix)
+        await tx.execute(update(Upload).where(ended).values(state=UploadState.ABORTED))
+    for upload in rows:
+        changes.tell("upload", upload.id)
 
 
 def _view(row: Deletion) -> DeletionView:

@@ -25,6 +25,7 @@ from storage.upload_rows import NOT_OVER
 
 _FRESH = 2.0
 _MOST_COUNTS = 1000
+_ADVICE = "this file does not fit; remove something, or ask for more, then go on with reput"
 
 
 @dataclass
@@ -55,16 +56,18 @@ class Room:
             return taken[ours], None
         return taken[ours], max(0, min(int(limit) - taken[one] for one, limit in limits.items()))
 
-    async def check(self, owner: Owner, workspace: str, key: str, sent_as: str, size: int) -> int:
+    async def check(
+        self, owner: Owner, workspace: str, key: str, sent_as: str, size: int, *, advice: str = _ADVICE
+    ) -> int:
         """How many bytes the file at `key`, which is sent as `sent_as`, may have as things stand.
 
-        OverQuota if `size` of them are too much.
+        OverQuota if `size` of them are too much; `advice` ends its sentence.
         """
         most = sys.maxsize
         for subject, limit in (await self._limits(owner, workspace)).items():
             fits = self._roughly(subject, limit, size)
             if fits is None:
-                fits = await self._exactly(subject, limit, key, sent_as, size)
+                fits = await self._exactly(subject, limit, key, sent_as, size, advice)
             most = min(most, fits)
         return most
 
@@ -79,7 +82,7 @@ class Room:
         count.since += size
         return fits
 
-    async def _exactly(self, subject: Subject, limit: float, key: str, sent_as: str, size: int) -> int:
+    async def _exactly(self, subject: Subject, limit: float, key: str, sent_as: str, size: int, advice: str) -> int:
         moment = time.monotonic()
         async with self._database.reading() as tx:
             old = await tx.get(FileFact, key)
@@ -92,8 +95,7 @@ class Room:
             return fits
         waiting = f" and {size_words(coming)} are on their way or broke off" if coming else ""
         raise OverQuota(
-            f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: "
-            "this file does not fit; remove something, or ask for more, then go on with reput"
+            f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: {advice}"
         )
 
     async def _limits(self, owner: Owner, workspace: str) -> dict[Subject, float]:

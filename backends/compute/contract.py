@@ -8,7 +8,7 @@ each must accept that its work has been done already. Foreign errors become `sto
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -190,6 +190,19 @@ class HasUsage(Protocol):
 
     async def usage(self, handle: str) -> Usage | None:
         """None: it does not run, or is gone. Unavailable: the engine cannot be asked."""
+        ...
+
+
+@runtime_checkable
+class HasOutput(Protocol):
+    """An optional power of a compute: it gives what its owner left in /gemini/output."""
+
+    def output(self, handle: str) -> AsyncGenerator[bytes]:
+        """A tar archive of that folder, in pieces as they come, of a workload that does not run.
+
+        Its first entry is the folder itself; all other names begin with that one's. No link is followed. NotFound:
+        there is no such folder, or no such workload any more. Unavailable: it cannot be read now, or not to its end.
+        """
         ...
 
 

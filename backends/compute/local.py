@@ -17,12 +17,13 @@ import socket
 import subprocess
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from backends.compute import sandbox, sandbox_limits
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec, folders_only
 from backends.compute.dial import open_namespace
+from backends.compute.folder_tar import folder_tar
 from backends.compute.sandbox_process import (
     HELPER_ENVIRONMENT,
     bubblewrap,
@@ -134,6 +135,9 @@ class LocalCompute:
 
     async def usage(self, handle: str) -> Usage | None:
         return await asyncio.to_thread(self._usage, handle)
+
+    def output(self, handle: str) -> AsyncGenerator[bytes]:
+        return folder_tar(self._at(handle).path / "home" / "output")
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         await self._known(handle)

@@ -12,13 +12,15 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec, folders_only
+from backends.compute.folder_tar import folder_tar
 from backends.compute.hang_up import hang_up
-from backends.compute.places import Capacity, GpuFact
+from backends.compute.places import Capacity, GpuFact, GpuLoad
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -66,6 +68,7 @@ class MemoryEngine:
         """What every running workload is said to take."""
         self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
         self.gpus: list[GpuFact] = []
+        self.gpu_loads: list[GpuLoad] = []
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -89,6 +92,10 @@ class MemoryCompute:
     async def gpus(self) -> Sequence[GpuFact]:
         self._answer()
         return tuple(self._engine.gpus)
+
+    async def gpu_loads(self) -> Sequence[GpuLoad]:
+        self._answer()
+        return tuple(self._engine.gpu_loads)
 
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         self._answer()
@@ -149,6 +156,12 @@ class MemoryCompute:
         self._answer()
         workload = self._engine.workloads.get(handle)
         return self._engine.usage if workload is not None and workload.state is State.RUNNING else None
+
+    async def output(self, handle: str) -> AsyncGenerator[bytes]:
+        async with aclosing(folder_tar(self._workload(handle).home / "output")) as pieces:
+            async for piece in pieces:
+                self._answer()
+                yield piece
 
     async def found(self) -> Sequence[Found]:
         self._answer()

@@ -5,7 +5,7 @@ Computes of a process are kept by place. What a host can give is an optional pow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -65,4 +65,38 @@ class HasGpus(Protocol):
 
     async def gpus(self) -> Sequence[GpuFact]:
         """Those that may be shared out. Unavailable: they cannot be asked now, and nothing follows from it."""
+        ...
+
+
+@dataclass(frozen=True)
+class GpuShare:
+    """What one workload takes of a card."""
+
+    utilization: int | None
+    """Percent of the time that a kernel of it ran; None: not known."""
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class GpuLoad:
+    """How busy a card is, or a MIG device."""
+
+    uuid: str
+    utilization: int | None
+    """Percent of the time that any kernel ran; None: not known, as always for MIG."""
+    used: int
+    """Bytes."""
+    memory: int
+    """Bytes."""
+    shares: Mapping[str, GpuShare] | None = None
+    """By the handles of those who run on it. None: it is not known who does."""
+
+
+@runtime_checkable
+class HasGpuLoads(Protocol):
+    """An optional power of a compute: it tells how busy its GPUs are."""
+
+    async def gpu_loads(self) -> Sequence[GpuLoad]:
+        """As of a moment ago. Unavailable: they cannot be asked now."""
         ...

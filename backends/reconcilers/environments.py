@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
 from backends.compute.contract import Compute, Found, Mount, Progress, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
+from backends.outputs import Outputs
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.reconcilers.rows import TOPIC, EnvironmentRows
@@ -26,7 +27,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.errors import AshoreError, Unavailable
+from storage.errors import AshoreError, BadInput, Conflict, OverQuota, Unavailable
 from storage.names import printable
 from storage.records import Environment, EnvironmentState, Wish
 
@@ -73,6 +74,10 @@ class Data(Protocol):
         ...
 
 
+def _is_to_run(row: Environment) -> bool:
+    return row.wish is Wish.RUNNING
+
+
 class EnvironmentReconciler:
     """The loop over environments. One process of a house runs it."""
 
@@ -86,9 +91,11 @@ class EnvironmentReconciler:
         settings: BackendSettings,
         clock: Clock = now,
         data: Data | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         self._data = data
-        self._rows = EnvironmentRows(database, audit, changes, Reservations(settings))
+        self._outputs = outputs
+        self._rows = EnvironmentRows(database, audit, changes, Reservations(settings), clock)
         self._computes = computes
         self._guests = guests
         self._settings = settings.environments
@@ -104,6 +111,7 @@ class EnvironmentReconciler:
             pause=self._settings.reconcile_seconds, parallel=_AT_ONCE,
         )  # fmt: skip
         self._fetches = Fetches(self._fetch, self._loop.wake)
+        self._copies = Fetches(self._copy_output, self._loop.wake)
 
     async def run(self) -> None:
         """Until cancelled; data that are on their way then are gone on with by the next process."""
@@ -111,6 +119,7 @@ class EnvironmentReconciler:
             await self._loop.run()
         finally:
             await self._fetches.close()
+            await self._copies.close()
             for task in self._asked.values():
                 task.cancel()
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
@@ -163,6 +172,7 @@ class EnvironmentReconciler:
         if environment is None:
             self._began.pop(environment_id, None)
             await self._fetches.drop(environment_id)
+            await self._copies.drop(environment_id)
             return
         place = _place(environment)
         compute = self._computes.get(place)
@@ -266,14 +276,20 @@ class EnvironmentReconciler:
         await self._rows.keep_handle(environment.id, handle)
         await compute.start(handle, spec, lines.set)
 
-    async def _while_wished(self, seen: Environment, work: Coroutine[None, None, None], lines: _LastLine) -> bool:
+    async def _while_wished(
+        self,
+        seen: Environment,
+        work: Coroutine[None, None, None],
+        lines: _LastLine,
+        is_wished: Callable[[Environment], bool] = _is_to_run,
+    ) -> bool:
         """Do `work` and show its progress. True: it was given up, because its owner changed their mind."""
-        task = asyncio.create_task(work, name=f"making environment {seen.id}")
+        task = asyncio.create_task(work, name=f"work for environment {seen.id}")
         shown = ""
         try:
             while not (await asyncio.wait([task], timeout=_GLANCE_SECONDS))[0]:
                 row = await self._rows.load(seen.id)
-                if row is None or row.wish is not Wish.RUNNING:
+                if row is None or not is_wished(row):
                     return True
                 if lines.text != shown:
                     shown = lines.text
@@ -301,8 +317,52 @@ class EnvironmentReconciler:
         self._began.pop(seen.id, None)
         await self._guests.drop(seen.id)
         if handle := await _handle(seen, compute):
+            kept = await self._keep_output(seen, compute, handle)
+            if kept is None:
+                return
+            seen = kept
             await compute.delete(handle)
         await self._rows.remove(seen)
+
+    async def _keep_output(self, seen: Environment, compute: Compute, handle: str) -> Environment | None:
+        """The environment, once nothing of it is needed any more; None: its output is on its way, or cannot be kept."""
+        if self._outputs is None:
+            return seen
+        if not self._outputs.days(seen):
+            await self._copies.drop(seen.id)
+            await self._outputs.discard(seen.id)
+            return seen
+        if await self._outputs.is_kept(seen.id):
+            return seen
+        if seen.reserves:  # a copy may take hours, or wait for days: others can have its host's room meanwhile
+            await compute.stop(handle, grace=self._settings.stop_grace_seconds)
+            at_rest = await self._rows.move(seen, EnvironmentState.DELETING, is_at_rest=True)
+            if at_rest is None:
+                return None
+            seen = at_rest
+        try:
+            return seen if self._copies.is_done(seen) else None
+        except (OverQuota, Conflict, BadInput) as error:
+            await self._outputs.discard(seen.id)
+            reason = printable(error.message, limit=400)
+            await self._rows.call_off(seen, f"it was not deleted: {reason}; make room, or use --discard-output")
+            return None
+        except AshoreError as error:
+            reason = f"its output waits: {printable(error.message, limit=400)}"
+            await self._note(seen, reason)
+            raise Conflict(reason) from error  # no Unavailable, which means that the engine is away
+
+    async def _copy_output(self, seen: Environment) -> bool:
+        """Bring its output to the store; False: it was given up, because its owner does without it."""
+        outputs, compute = self._outputs, self._computes[_place(seen)]
+        assert outputs is not None
+        handle = await _handle(seen, compute)
+        await compute.stop(handle, grace=self._settings.stop_grace_seconds)
+        await self._note(await self._rows.load(seen.id) or seen, "")
+        lines = _LastLine("keeping its output")
+        workspace = await self._rows.workspace_name(seen.workspace_id)
+        work = outputs.keep(seen, workspace, compute, handle, lines.set)
+        return not await self._while_wished(seen, work, lines, lambda row: bool(outputs.days(row)))
 
     async def _fail(self, seen: Environment, compute: Compute, reason: str) -> None:
         self._began.pop(seen.id, None)

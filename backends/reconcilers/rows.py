@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from backends.reservations import Reservations
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
+from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.records import Environment, EnvironmentState, Wish, Workspace
 from storage.uses import Uses
@@ -21,7 +22,15 @@ TOPIC = "environment"
 class EnvironmentRows:
     """The environments' records, as the reconciler changes them."""
 
-    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, reservations: Reservations) -> None:
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditTrail,
+        changes: Changes,
+        reservations: Reservations,
+        clock: Clock = now,
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._audit = audit
         self._changes = changes
@@ -96,6 +105,22 @@ class EnvironmentRows:
             await tx.delete(row)
         self._changes.tell(TOPIC, seen.id)
         return True
+
+    async def call_off(self, seen: Environment, reason: str) -> None:
+        """It is not deleted after all, for `reason`, if nobody changed it since it was seen; nothing of it runs."""
+        async with self._database.writing() as tx:
+            row = await tx.get(Environment, seen.id, with_for_update=True)
+            if row is None or row.version != seen.version:
+                return
+            detail = {"owner": row.owner_name, "reason": reason}
+            await self._audit.add(tx, Event("environment.delete", "refused", thing=row.name, detail=detail))
+            await self._audit.add(tx, _event(row, EnvironmentState.STOPPED.value, ""))
+            row.wish, row.wish_reason, row.state = Wish.STOPPED, reason, EnvironmentState.STOPPED
+            row.reason = row.progress = ""
+            row.restarted, row.lifecycle_from = row.restarts, self._clock()
+            row.version += 1
+        for topic in (TOPIC, "lifecycle"):
+            self._changes.tell(topic, seen.id)
 
     async def keep_handle(self, environment_id: str, handle: str) -> None:
         """A fact, not a wish: it holds whoever changed the record meanwhile."""

@@ -6,16 +6,24 @@ import argparse
 import codecs
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from backends.lifecycle import Due, LifecycleChoice, coming_words, span_words
+from backends.lifecycle import (
+    Due,
+    LifecycleChoice,
+    check_keep_days,
+    coming_words,
+    span_words,
+    usual_keep_days,
+)
 from backends.mounts import Choice
 from backends.planning import Request
 from gateway.commands.context import Context
 from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, duration, size
-from storage.errors import NotFound
+from storage.errors import BadInput, Conflict, NotFound
 from storage.names import printable
 from storage.records import AssetKind, GpuMode, Lifecycle, Wish
 
@@ -73,6 +81,7 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
         "variables": sorted(request.variables),
         "mounts": [_mount(one.kind, one.reference, one.path) for one in plan.mounts],
         "lifecycle": request.lifecycle.lifecycle.value,
+        "keep_output_days": _keep_days(context, request),
         "possible": not plan.refusals,
         "refusals": list(plan.refusals),
     }
@@ -80,18 +89,36 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
     return 1 if plan.refusals else 0
 
 
+def _keep_days(context: Context, request: Request) -> int:
+    if request.keep_output_days is not None:
+        return request.keep_output_days
+    return usual_keep_days(request.lifecycle.lifecycle, context.settings.backends.lifecycle)
+
+
 def _farewell(context: Context, environment: Environment) -> str:
     """What must be known of one that deletes itself."""
     after = environment.idle_seconds or context.settings.backends.lifecycle.ephemeral_minutes * 60
-    return (
-        f"'{environment.name}' is deleted {span_words(timedelta(seconds=after))} after your last session there ended, "
-        "with everything in it, /gemini/output and your home included: copy what you need before\n"
+    days = context.services.environments.keep_days(environment)
+    fate = (
+        f"with everything in it but /gemini/output, which is kept for {days} days: ssh gw artifact list\n"
+        if days
+        else "with everything in it, /gemini/output and your home included: copy what you need before\n"
     )
+    span = span_words(timedelta(seconds=after))
+    return f"'{environment.name}' is deleted {span} after your last session there ended, {fate}"
 
 
 async def _set(context: Context, options: argparse.Namespace) -> None:
     environments = context.services.environments
-    environment = await environments.set_lifecycle(context.caller, options.name, _choice(options))
+    if not options.lifecycle and not options.keep_output:
+        raise Usage("say what to choose: --lifecycle or --keep-output")
+    if not options.lifecycle and (options.start_at or options.stop_at or options.timezone or options.idle):
+        raise Usage("times belong to a life cycle: say --lifecycle too")
+    # A life cycle may be refused, and then nothing is to have been changed.
+    if options.lifecycle:
+        environment = await environments.set_lifecycle(context.caller, options.name, _choice(options))
+    if options.keep_output:
+        environment = await environments.set_keep_output(context.caller, options.name, *options.keep_output)
     await _print(context, environment, options)
     if environment.lifecycle is Lifecycle.EPHEMERAL:
         context.err(_farewell(context, environment))
@@ -110,7 +137,11 @@ async def _restart(context: Context, options: argparse.Namespace) -> None:
 
 
 async def _delete(context: Context, options: argparse.Namespace) -> None:
-    await _wish(context, options, context.services.environments.delete)
+    days: int | None = None
+    if options.keep_output:
+        (days,) = options.keep_output
+    environments = context.services.environments
+    await _wish(context, options, partial(environments.delete, keep_output_days=days))
 
 
 async def _wish(context: Context, options: argparse.Namespace, verb: Callable[..., Awaitable[Environment]]) -> None:
@@ -125,6 +156,8 @@ async def _wish(context: Context, options: argparse.Namespace, verb: Callable[..
             gone = {**as_row(environment), "state": "gone"}
             context.out(to_json(gone) if options.json else f"{environment.name}: gone\n")
             return
+        if options.verb.name == "delete" and environment.wish is not Wish.DELETED:
+            raise Conflict(environment.wish_reason or "somebody else wished it otherwise")
     if options.json:
         (row,) = await _rows(context, [environment])
         context.out(to_json(row))
@@ -150,7 +183,9 @@ async def _logs(context: Context, options: argparse.Namespace) -> None:
         context.out(_log_line(rest))
 
 
-def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | None = None) -> Row:
+def as_row(
+    environment: Environment, mounts: Sequence[Row] = (), coming: Due | None = None, *, keep_days: int = 0
+) -> Row:
     """What programs get to see of an environment; the values of its variables may be secrets."""
     return {
         "id": environment.id,
@@ -181,6 +216,7 @@ def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | N
         "idle_seconds": environment.idle_seconds or None,
         "last_active": environment.last_active,
         "wish_reason": environment.wish_reason,
+        "keep_output_days": keep_days,
         "next_step": coming.step.value if coming else None,
         "next_at": coming.at if coming else None,
     }
@@ -229,6 +265,7 @@ async def _rows(context: Context, environments: Sequence[Environment]) -> list[R
             one,
             [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())],
             context.services.environments.due(one),
+            keep_days=context.services.environments.keep_days(one),
         )
         for one in environments
     ]
@@ -280,12 +317,17 @@ def _request(options: argparse.Namespace) -> Request:
         gpu_model=options.gpu_model,
         gpu_mode=options.gpu_mode,
         lifecycle=_choice(options),
+        keep_output_days=options.keep_output[0] if options.keep_output else None,
     )
 
 
 def _choice(options: argparse.Namespace) -> LifecycleChoice:
     return LifecycleChoice(
-        Lifecycle(options.lifecycle), options.start_at, options.stop_at, options.timezone, options.idle
+        Lifecycle(options.lifecycle or Lifecycle.PERSISTENT),
+        options.start_at,
+        options.stop_at,
+        options.timezone,
+        options.idle,
     )
 
 
@@ -311,16 +353,45 @@ def _name_and_wait(parser: Parser) -> None:
     parser.add_argument("--wait", action="store_true", help="return when it is done; progress on stderr")
 
 
+def _name_and_output(parser: Parser) -> None:
+    _name_and_wait(parser)
+    choice = parser.add_mutually_exclusive_group()
+    _keep_output(choice)
+    choice.add_argument(
+        "--discard-output", dest="keep_output", action="store_const", const=(0,),
+        help="keep nothing of it, whatever was chosen before",
+    )  # fmt: skip
+
+
 def _name_and_tail(parser: Parser) -> None:
     _name(parser)
     parser.add_argument("--tail", metavar="LINES", type=int, default=200, help="how many lines (default 200)")
 
 
-def _lifecycle(parser: Parser, *, required: bool = False) -> None:
+def _keeping(text: str) -> tuple[int | None]:
+    """Days of `14` or `14d`, 0 of `no`, None of `default`; in a tuple, which is true whatever it holds."""
+    word = text.strip().lower()
+    if word in ("no", "default"):
+        return (0 if word == "no" else None,)
+    digits = word.removesuffix("d")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        raise BadInput(f"'{printable(text, limit=20)}' is no number of days: write it like 14, or no")
+    return (check_keep_days(int(digits)),)
+
+
+def _keep_output(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--lifecycle", choices=[one.value for one in Lifecycle], default=Lifecycle.PERSISTENT.value, required=required,
+        "--keep-output", metavar="DAYS", type=checked(_keeping), default=(),
+        help="when it is deleted, keep what is in its /gemini/output for so many days, below /artifacts; no: do not; "
+        "default: as the operator set for its life cycle",
+    )  # fmt: skip
+
+
+def _lifecycle(parser: Parser) -> None:
+    parser.add_argument(
+        "--lifecycle", choices=[one.value for one in Lifecycle], default="",
         help="persistent (default): only you stop it; on-demand: sleeps when idle, wakes at login; scheduled: by the "
-        "clock; ephemeral: deleted after its last session, with everything in it",
+        "clock; ephemeral: deleted after its last session, with everything in it but its output",
     )  # fmt: skip
     parser.add_argument(
         "--start-at", metavar="CRON", default="", help="scheduled: when it starts, such as '0 8 * * MON-FRI'"
@@ -337,7 +408,8 @@ def _lifecycle(parser: Parser, *, required: bool = False) -> None:
 
 def _name_and_lifecycle(parser: Parser) -> None:
     _name(parser)
-    _lifecycle(parser, required=True)
+    _lifecycle(parser)
+    _keep_output(parser)
 
 
 def _new(parser: Parser) -> None:
@@ -382,6 +454,7 @@ def _new(parser: Parser) -> None:
         help="a model, at /gemini/pretrain1 and so on; may be repeated",
     )  # fmt: skip
     _lifecycle(parser)
+    _keep_output(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made, and what forbids it")
     parser.add_argument("--wait", action="store_true", help="return when it runs; progress on stderr")
 
@@ -409,18 +482,20 @@ NOUN = Noun(
             ),
         ),
         Verb(
-            "set", "choose another life cycle for an environment", _set, _name_and_lifecycle,
-            about="Its times count from now; what was chosen before is forgotten.",
-            examples=("env set train --lifecycle on-demand", "env set train --lifecycle persistent"),
+            "set", "choose another life cycle, or how long the output is kept", _set, _name_and_lifecycle,
+            about="With --lifecycle, its times count from now, and what was chosen before is forgotten.",
+            examples=("env set train --lifecycle on-demand", "env set train --keep-output 30"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),
         Verb("stop", "stop an environment; its files stay", _stop, _name_and_wait, examples=("env stop train",)),
         Verb("restart", "stop an environment and start it again", _restart, _name_and_wait,
              examples=("env restart train --wait",)),
-        Verb("delete", "delete an environment with everything in it", _delete, _name_and_wait,
-             about="This cannot be undone. Data sets are not part of an environment and stay.",
-             examples=("env delete train",)),
+        Verb("delete", "delete an environment with everything in it", _delete, _name_and_output,
+             about="This cannot be undone. Data sets are not part of an environment and stay. What is in\n"
+             "/gemini/output is kept below /artifacts if that was chosen; 'env show' tells for how many days. The\n"
+             "environment goes when all of it is stored; if there is no room for it, it stays and says so.",
+             examples=("env delete train", "env delete train --keep-output 30", "env delete train --discard-output")),
         Verb("logs", "show the last lines of an environment's main program", _logs, _name_and_tail,
              examples=("env logs train", "env logs train --tail 1000")),
         STATS,

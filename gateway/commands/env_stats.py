@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from backends.gpu_use import GpuUse
 from backends.usage import Load, Rates
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, table, to_json_line
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     "name": "NAME", "owner": "OWNER", "cores": "CORES", "cpus": "OF", "memory": "MEMORY", "memory_limit": "OF",
-    "processes": "PROCESSES",
+    "processes": "PROCESSES", "gpus_text": "GPUS",
 }  # fmt: skip
 _LOOK_SECONDS = 2.0
 
@@ -31,7 +32,10 @@ async def _stats(context: Context, options: argparse.Namespace) -> None:
         environments = await _measured(context, options)
         loads = await context.services.loads.of(context.caller, environments)
         known = rates.of(loads)
-        rows = [_row(one, loads[one.id], known.get(one.id)) for one in environments if one.id in loads]
+        gpus = await context.services.loads.gpus(context.caller, environments)
+        rows = [
+            _row(one, loads[one.id], known.get(one.id), gpus.get(one.id, ())) for one in environments if one.id in loads
+        ]
         _show(context, options, rows)
         if not options.watch:
             return
@@ -58,7 +62,7 @@ def _show(context: Context, options: argparse.Namespace, rows: Sequence[Row]) ->
         context.out("\n")
 
 
-def _row(environment: Environment, load: Load, cores: float | None) -> Row:
+def _row(environment: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUse]) -> Row:
     return {
         "id": environment.id,
         "name": environment.name,
@@ -68,12 +72,31 @@ def _row(environment: Environment, load: Load, cores: float | None) -> Row:
         "memory": load.memory,
         "memory_limit": environment.memory or None,
         "processes": load.processes,
+        "gpus": [_gpu_row(use) for use in gpus],
     }
+
+
+def _gpu_row(use: GpuUse) -> Row:
+    return {
+        "uuid": use.uuid, "model": use.model, "percent": use.utilization, "memory_used": use.used,
+        "memory": use.memory, "own_percent": use.own_utilization, "own_memory": use.own_memory,
+    }  # fmt: skip
+
+
+def _gpu_text(use: Row) -> str:
+    """`97% 12GiB/80GiB`; the environment's own share of a card that others have too is in the JSON."""
+    percent, used, memory = use["percent"], use["memory_used"], use["memory"]
+    assert isinstance(used, int)
+    assert isinstance(memory, int)
+    busy = "-" if percent is None else f"{percent}%"
+    return f"{busy} {amount(used)}/{amount(memory)}"
 
 
 def _texts(row: Row) -> Row:
     sizes = {key: amount(value) for key in ("memory", "memory_limit") if isinstance(value := row[key], int)}
-    return {**row, **sizes}
+    gpus = row["gpus"]
+    assert isinstance(gpus, list)
+    return {**row, **sizes, "gpus_text": ", ".join(_gpu_text(use) for use in gpus) or "-"}
 
 
 def _arguments(parser: Parser) -> None:
@@ -83,7 +106,8 @@ def _arguments(parser: Parser) -> None:
 
 
 STATS = Verb(
-    "stats", "show the cores, memory and processes that running environments take", _stats, _arguments,
-    about="Cores are those of the last two seconds. Memory is counted without file cache that can be given back.",
+    "stats", "show the cores, memory, processes and GPUs that running environments take", _stats, _arguments,
+    about="Cores are those of the last two seconds. Memory is counted without file cache that can be given back.\n"
+    "GPUS tells for each card how much of the time it computes and how much of its memory is used, by all who have it.",
     examples=("env stats", "env stats train --watch", "env stats --all --json"),
 )  # fmt: skip

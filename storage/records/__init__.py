@@ -1,5 +1,6 @@
 """The domain model: one class per concept, with small pure methods and no I/O."""
 
+from storage.records.artifact import Artifact, ArtifactState
 from storage.records.asset import (
     Asset,
     AssetKind,
@@ -22,6 +23,8 @@ from storage.records.user import Invite, SshKey, User, Workspace
 
 __all__ = [
     "UNLIMITED",
+    "Artifact",
+    "ArtifactState",
     "Asset",
     "AssetKind",
     "AssetShare",

@@ -116,6 +116,8 @@ class Environment(Record):
     """Since when its terminals are told that it will be stopped or deleted; null: they are not."""
     wish_reason: Mapped[str] = mapped_column(default="")
     """Why it is wished so, where nobody wished it; empty once somebody does."""
+    keep_output_days: Mapped[int | None]
+    """For how long its /gemini/output is kept when it is deleted, days; 0: not at all; null: as the settings say."""
 
 
 class EnvironmentKey(Record):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
+from contextlib import aclosing
 
 import pytest
 
-from backends.compute.contract import HasUsage, State, WorkloadSpec
+from backends.compute.contract import HasOutput, HasUsage, State, WorkloadSpec
+from backends.compute.tar_stream import Kind, TarStream
 from storage.errors import BadInput, Conflict, NotFound
 from tests.conformance.conftest import Kit, exchange, run
 
@@ -347,3 +349,61 @@ def _measures(kit: Kit) -> bool:
     """All but existing machines tell what their workloads take."""
     assert isinstance(kit.compute, HasUsage) or kit.name == "box"
     return isinstance(kit.compute, HasUsage)
+
+
+# ---- what it leaves ----------------------------------------------------------------------------------------------
+async def _left(kit: Kit, handle: str) -> dict[str, tuple[Kind, bytes]]:
+    """The output by the paths below it."""
+    assert isinstance(kit.compute, HasOutput)
+    async with aclosing(kit.compute.output(handle)) as pieces:
+        stream = TarStream(pieces)
+        top = await stream.next()
+        assert top is not None
+        assert top.kind is Kind.FOLDER
+        found = {}
+        while (entry := await stream.next()) is not None:
+            assert entry.name.startswith(f"{top.name}/")
+            content = b"".join([bytes(piece) async for piece in stream.content()])
+            found[entry.name.removeprefix(f"{top.name}/")] = (entry.kind, content)
+    return found
+
+
+async def test_output_of_a_stopped_workload(up: Up) -> None:
+    kit, handle, _ = up
+    script = (
+        f"mkdir -p {kit.home}/output/deep && cd {kit.home}/output && echo 1 > deep/a && ln -s /etc/passwd link && "
+        "head -c 3000000 /dev/zero > zeros && ln deep/a second"
+    )
+    assert await run(kit.compute, handle, script) == (0, b"")
+    await kit.compute.stop(handle, grace=1)
+    left = await _left(kit, handle)
+    names = {left["deep/a"][0], left["second"][0]}
+    assert names == {Kind.FILE, Kind.HARD_LINK}
+    assert left["deep"] == (Kind.FOLDER, b"")
+    assert left["link"] == (Kind.LINK, b"")
+    assert left["zeros"] == (Kind.FILE, bytes(3_000_000))
+    assert b"1\n" in {left["deep/a"][1], left["second"][1]}
+    again = await _left(kit, handle)
+    assert again.keys() == left.keys()
+
+
+async def test_output_that_nobody_reads_to_its_end(up: Up) -> None:
+    kit, handle, _ = up
+    script = f"mkdir -p {kit.home}/output && head -c 30000000 /dev/zero > {kit.home}/output/zeros"
+    assert await run(kit.compute, handle, script) == (0, b"")
+    await kit.compute.stop(handle, grace=1)
+    assert isinstance(kit.compute, HasOutput)
+    for _ in range(3):
+        async with aclosing(kit.compute.output(handle)) as pieces:
+            assert await anext(pieces)
+    assert len((await _left(kit, handle))["zeros"][1]) == 30_000_000
+
+
+async def test_output_that_is_not_there(up: Up) -> None:
+    kit, handle, _ = up
+    await run(kit.compute, handle, f"rm -rf {kit.home}/output")
+    await kit.compute.stop(handle, grace=1)
+    with pytest.raises(NotFound):
+        await _left(kit, handle)
+    with pytest.raises(NotFound):
+        await _left(kit, handle.replace(handle[-8:], "00000000"))

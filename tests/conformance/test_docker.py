@@ -16,7 +16,7 @@ from backends.compute.docker.engine import Engine
 from backends.compute.docker.lines import UnixLine
 from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
-from storage.errors import BadInput, Unavailable
+from storage.errors import BadInput, NotFound, Unavailable
 from tests.conformance.conftest import IMAGE, KITS, docker, run
 
 
@@ -94,6 +94,7 @@ async def test_docker_asks_for_gpus(tmp_path: Path, guest: Path) -> None:
         try:
             assert isinstance(kit.compute, DockerCompute)
             assert list(await kit.compute.gpus()) == []
+            assert list(await kit.compute.gpu_loads()) == []
         finally:
             await kit.compute.close()
             kit.end()
@@ -129,3 +130,28 @@ def _empty_tar() -> bytes:
     with tarfile.open(fileobj=content, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("empty"))
     return content.getvalue()
+
+
+async def test_docker_output_outlives_the_container(tmp_path: Path, guest: Path) -> None:
+    """The home is a volume: what is in it can be read although somebody has removed the container."""
+    kit = KITS["docker"](tmp_path, guest, [])
+    assert isinstance(kit.compute, DockerCompute)
+    spec = kit.spec()
+    handle = await kit.compute.create(spec, print)
+    try:
+        await kit.compute.start(handle, spec, print)
+        assert await run(kit.compute, handle, "echo precious > /gemini/output/file") == (0, b"")
+        docker("rm", "-f", handle)
+        packed = io.BytesIO(b"".join([piece async for piece in kit.compute.output(handle)]))
+        with tarfile.open(fileobj=packed) as archive:
+            (name,) = [name for name in archive.getnames() if name.endswith("file")]
+            content = archive.extractfile(name)
+            assert content is not None
+            assert content.read() == b"precious\n"
+        assert not docker("ps", "-aq", "--filter", f"label=ashore.reader={spec.id}")
+    finally:
+        await kit.compute.delete(handle)
+    assert not kit.leftovers(spec.id)
+    with pytest.raises(NotFound):
+        await anext(kit.compute.output(handle))
+    await kit.compute.close()

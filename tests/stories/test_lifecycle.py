@@ -131,6 +131,41 @@ def test_ephemeral_goes_after_its_last_session(quick: Gateway) -> None:
     assert (event["actor"], event["detail"]["reason"]) == ("system", "its last session ended 3 s ago")
 
 
+def test_the_results_of_an_ephemeral_one_are_kept(quick: Gateway, tmp_path: Path) -> None:
+    said = create(quick, "brief", "--lifecycle", "ephemeral")
+    assert "but /gemini/output, which is kept for 14 days" in said
+    quick.ssh(
+        "alice+brief", "cd /gemini/output && mkdir run && echo 0.25 > run/loss && ln -s run/loss last && echo x > ~/y"
+    )
+    eventually(lambda: "brief" not in names(quick), seconds=60)
+    (left,) = [one for one in quick.json("alice", "artifact", "list") if one["environment"] == "brief"]
+    assert (left["state"], left["files"], left["bytes"]) == ("ready", 1, 5)
+    target = tmp_path / "results"
+    subprocess.run(
+        [*quick.client("alice", program="scp", options=("-r",)), f"alice@gw:{left['path']}", str(target)],
+        check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+    assert (target / "run" / "loss").read_text() == "0.25\n"
+    shown = quick.json("alice", "artifact", "show", left["name"])
+    assert shown["remarks"] == ["last -> run/loss: left out, it is a symbolic link"]
+    quick.ssh("alice", "artifact", "delete", left["name"])
+    assert left["name"] not in [one["name"] for one in quick.json("alice", "artifact", "list")]
+    assert [event["actor"] for event in quick.audit(action="artifact.delete", thing=left["name"])] == ["alice"]
+
+
+@pytest.mark.parametrize("compute", ["local", "docker"])
+def test_a_deletion_by_hand_keeps_what_was_asked_for(quick: Gateway, compute: str) -> None:
+    quick.ssh("alice", "env", "create", f"by-{compute}", "--compute", compute, "--keep-output", "no", "--wait")
+    quick.ssh(f"alice+by-{compute}", "head -c 20000000 /dev/urandom | tee /gemini/output/model | sha256sum > ~/sum")
+    wanted = quick.ssh(f"alice+by-{compute}", "cat ~/sum").stdout.split()[0]
+    assert row(quick, f"by-{compute}")["keep_output_days"] == 0
+    quick.ssh("alice", "env", "set", f"by-{compute}", "--keep-output", "2")
+    quick.ssh("alice", "env", "delete", f"by-{compute}", "--wait")
+    (left,) = [one for one in quick.json("alice", "artifact", "list") if one["environment"] == f"by-{compute}"]
+    found = quick.ssh("alice", "sha256sum", f"{left['path']}/model").stdout.split()[0]
+    assert found == wanted
+
+
 def test_signs_of_life_survive_a_restart(tmp_path: Path) -> None:
     with served(tmp_path, settings="[backends.lifecycle]\nwrite_seconds = 3600.0\n") as gateway:
         create(gateway, "train", "--lifecycle", "on-demand", "--idle", "90m")

@@ -257,3 +257,21 @@ async def test_a_machine_asks_for_a_name_only(menu: Menu, house: House, bob: Cal
 
 async def test_a_machine_of_others_is_not_offered(menu: Menu, house: House, alice: Caller) -> None:
     assert list(house.environments.planner.offered(alice)) == ["docker", "local"]
+
+
+async def test_the_output_can_be_kept(menu: Menu, house: House, alice: Caller) -> None:
+    app = menu()
+    async with app.run_test(size=(80, 40)) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, "Keep output", "no, or days after its deletion")
+        app.screen.query_one("#lifecycle", Select).value = Lifecycle.EPHEMERAL.value
+        await shows(pilot, "14 days, then gone")
+        app.screen.query_one("#keep-output", Input).value = "ever"
+        await shows(pilot, "is no number of days")
+        assert not can_create(app)
+        app.screen.query_one("#keep-output", Input).value = "30"
+        await until(pilot, lambda: can_create(app))
+        await pilot.press("f2")
+        await shows(pilot, "requested")
+        assert (await house.environments.show(alice, "dev")).keep_output_days == 30

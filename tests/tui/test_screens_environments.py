@@ -111,7 +111,39 @@ async def test_delete_wants_the_name_typed(menu: Menu, house: House, alice: Call
         assert app.screen.query_one("#yes").disabled
         await pilot.press("n", "enter")
         await shows(pilot, "deleting")
-        assert (await house.environments.show(alice, "train")).wish is Wish.DELETED
+        gone = await house.environments.show(alice, "train")
+        assert (gone.wish, gone.keep_output_days) == (Wish.DELETED, 0)
+
+
+async def test_delete_asks_for_how_long_the_output_is_kept(menu: Menu, house: House, alice: Caller) -> None:
+    await make(house, alice)
+    await house.environments.set_keep_output(alice, "train", 14)
+    app = menu()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, "output kept for 14 d")
+        await pilot.press("d")
+        await shows(pilot, "Days to keep /gemini/output", "14", "Type train to confirm.")
+        assert_fits(app)
+        app.screen.query_one("#days", Input).value = "soon"
+        await pilot.press(*"train", "enter")
+        await shows(pilot, "'soon' is no number of days")
+        app.screen.query_one("#days", Input).value = "30"
+        await pilot.press("enter")
+        await shows(pilot, "deleting")
+        gone = await house.environments.show(alice, "train")
+        assert (gone.wish, gone.keep_output_days) == (Wish.DELETED, 30)
+
+
+async def test_delete_can_be_cancelled(menu: Menu, house: House, alice: Caller) -> None:
+    await make(house, alice)
+    app = menu()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, "train")
+        await pilot.press("d")
+        await shows(pilot, "Type train to confirm.")
+        await pilot.press(*"train", "escape")
+        await pilot.pause(0.2)
+        assert (await house.environments.show(alice, "train")).wish is Wish.RUNNING
 
 
 async def test_copy_shows_and_copies_the_command(menu: Menu, house: House, alice: Caller) -> None:

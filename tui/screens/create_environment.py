@@ -15,14 +15,14 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Button, Input, Select
 
-from backends.lifecycle import LifecycleChoice
+from backends.lifecycle import LifecycleChoice, usual_keep_days
 from backends.planning import Plan, Request
 from storage.errors import AshoreError, BadInput
 from storage.names import is_resource, printable
 from storage.records import AssetKind, GpuMode, Lifecycle
 from tui.desk import Desk
 from tui.texts import mark
-from tui.texts.formats import parse_cpus, parse_gpus, parse_size, parse_span, size_words
+from tui.texts.formats import parse_cpus, parse_days, parse_gpus, parse_size, parse_span, size_words
 from tui.texts.gpus import mode_words
 from tui.texts.lifecycles import LIFECYCLES
 from tui.texts.quotas import quota_words
@@ -39,7 +39,7 @@ _MODES = (GpuMode.EXCLUSIVE, GpuMode.SHARED, GpuMode.MIG)
 
 
 class CreateEnvironmentScreen(Page):
-    """Name, compute, image, cpus, memory, GPUs, data sets, models, life cycle; Enter in any field creates."""
+    """Name, compute, image, cpus, memory, GPUs, data, life cycle, output; Enter in any field creates."""
 
     TITLE_TEXT = mark("New environment")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -105,6 +105,9 @@ class CreateEnvironmentScreen(Page):
                 [(Text(t(word)), lifecycle.value) for lifecycle, word in LIFECYCLES.items()], id="lifecycle",
                 compact=True, allow_blank=False, value=Lifecycle.PERSISTENT.value,
             ))  # fmt: skip
+            yield from self._field("keep-output", t("Keep output"), Input(
+                id="keep-output", compact=True, max_length=5, placeholder=self._kept(Lifecycle.PERSISTENT),
+            ))  # fmt: skip
             yield Plain(id="quotas")
             yield Plain(id="refusals")
             with Horizontal(id="buttons"):
@@ -139,6 +142,12 @@ class CreateEnvironmentScreen(Page):
             self._shown = lifecycle
             self.query(".of-lifecycle").remove()
             self.query_one("#form").mount_all(self._lifecycle_fields(lifecycle), after="#lifecycle-field")
+            self.query_one("#keep-output", Input).placeholder = self._kept(lifecycle)
+
+    def _kept(self, lifecycle: Lifecycle) -> str:
+        """For how many days the output is kept, if nothing is written there."""
+        days = usual_keep_days(lifecycle, self.desk.services.environments.lifecycle)
+        return self.texts("{n} days, then gone", n=days) if days else self.texts("no, or days after its deletion")
 
     def _lifecycle_fields(self, lifecycle: Lifecycle) -> list[Widget]:
         """What else must be known of it. Made when it is chosen: the form opens while people type already."""
@@ -252,8 +261,9 @@ class CreateEnvironmentScreen(Page):
 
     def _request(self) -> Request:
         compute = self._compute()
+        kept = parse_days(self._value("keep-output"))
         if self._is_machine():
-            return Request(name=self._value("name"), compute=compute)
+            return Request(name=self._value("name"), compute=compute, keep_output_days=kept)
         gpus, model, mode = self._gpus()
         return Request(
             name=self._value("name"),
@@ -267,6 +277,7 @@ class CreateEnvironmentScreen(Page):
             data=self.query_one("#datasets", ReferencesInput).choices
             + self.query_one("#models", ReferencesInput).choices,
             lifecycle=self._choice(),
+            keep_output_days=kept,
         )
 
     async def _names(self, kind: AssetKind) -> list[str]:

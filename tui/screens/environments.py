@@ -21,9 +21,10 @@ from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
 from tui.texts.gpus import gpu_words
-from tui.texts.lifecycles import lifecycle_words
+from tui.texts.lifecycles import lifecycle_words, output_words
 from tui.texts.quotas import allowed_environments, quota_words
 from tui.texts.sentences import in_language
+from tui.widgets.delete_environment import DeleteEnvironment
 from tui.widgets.dialogs import Ask, Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
@@ -260,12 +261,17 @@ class EnvironmentsScreen(Page):
         one = self._selected()
         if one is None:
             return
-        question = self.texts("Delete {name} with everything in it? This cannot be undone.", name=one.name)
-        self._confirmed(Confirm(self.texts, question, yes=self.texts("Delete"), typed=one.name), one.name, "delete")
+        environments, name = self.desk.services.environments, one.name
+
+        def answered(days: int | None) -> None:
+            if days is not None:
+                self.attempt(lambda: environments.delete(self.desk.caller, name, keep_output_days=days))
+
+        self.app.push_screen(DeleteEnvironment(self.texts, one, days=environments.keep_days(one)), answered)
 
     def _confirmed(self, question: Confirm, name: str, verb: str) -> None:
         environments = self.desk.services.environments
-        use_case = {"stop": environments.stop, "restart": environments.restart, "delete": environments.delete}[verb]
+        use_case = {"stop": environments.stop, "restart": environments.restart}[verb]
 
         def answered(yes: bool | None) -> None:
             if yes:
@@ -327,11 +333,17 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
     ]
     limits += [gpu_words(texts, one)] if one.gpus else []
-    hosts = desk.services.environments.planner.hosts_of(one.compute)
+    environments = desk.services.environments
+    hosts = environments.planner.hosts_of(one.compute)
     where = [texts("on {host}", host=one.host)] if len(hosts) > 1 else []
     lines = [
         "   ".join([one.image or one.compute, *limits, *where]),
-        lifecycle_words(texts, one, desk.services.environments.due(one)),
+        "   ".join(
+            filter(
+                None,
+                (lifecycle_words(texts, one, environments.due(one)), output_words(texts, environments.keep_days(one))),
+            )
+        ),
         desk.ssh_command(one.name),
         desk.jump_command(one.name),
     ]

@@ -1,7 +1,8 @@
-"""What my running environments take of the machine: cores, memory, processes."""
+"""What my running environments take of the machine: cores, memory, processes, GPUs."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from backends.gpu_use import GpuUse
 from backends.usage import Load, Rates
 from storage.records import Environment
 from tui.desk import Desk
@@ -38,10 +40,16 @@ class UsageScreen(Page):
     class Loaded(Message):
         """What `load` found."""
 
-        def __init__(self, environments: Sequence[Environment], loads: Mapping[str, Load]) -> None:
+        def __init__(
+            self,
+            environments: Sequence[Environment],
+            loads: Mapping[str, Load],
+            gpus: Mapping[str, Sequence[GpuUse]],
+        ) -> None:
             super().__init__()
             self.environments = environments
             self.loads = loads
+            self.gpus = gpus
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
@@ -58,7 +66,8 @@ class UsageScreen(Page):
                 Column(t("OF"), most=_BAR + 9, rank=2),
                 Column(t("MEMORY"), most=9, right=True),
                 Column(t("OF"), most=_BAR + 12, rank=1),
-                Column(t("PROCESSES"), most=10, rank=3, right=True),
+                Column(t("PROCESSES"), most=10, rank=5, right=True),
+                Column(t("GPUS"), most=44, rank=3),
             ],
             id="usage",
         )
@@ -67,7 +76,10 @@ class UsageScreen(Page):
     async def load(self) -> Message:
         services, caller = self.desk.services, self.desk.caller
         environments = await services.environments.list(caller, everybody=self._everybody)
-        return self.Loaded(environments, await services.loads.of(caller, environments))
+        loads, gpus = await asyncio.gather(
+            services.loads.of(caller, environments), services.loads.gpus(caller, environments)
+        )
+        return self.Loaded(environments, loads, gpus)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.desk.caller.is_admin if action == "everybody" else True
@@ -76,7 +88,9 @@ class UsageScreen(Page):
     def _loaded(self, event: Loaded) -> None:
         cores = self._rates.of(event.loads)
         measured = [one for one in event.environments if one.id in event.loads]
-        self.query_one(Table).show_rows([_row(one, event.loads[one.id], cores.get(one.id)) for one in measured])
+        self.query_one(Table).show_rows(
+            [_row(one, event.loads[one.id], cores.get(one.id), event.gpus.get(one.id, ())) for one in measured]
+        )
         self.query_one("#status", Line).show(_summary(self.texts, event.loads, cores))
 
     def action_back(self) -> None:
@@ -90,7 +104,7 @@ class UsageScreen(Page):
         self.wake()
 
 
-def _row(one: Environment, load: Load, cores: float | None) -> Row:
+def _row(one: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUse]) -> Row:
     return Row(
         one.id,
         (
@@ -101,8 +115,15 @@ def _row(one: Environment, load: Load, cores: float | None) -> Row:
             Cell(size_words(load.memory)),
             Cell(_share(load.memory, one.memory, size_words(one.memory)), "dim"),
             Cell(str(load.processes)),
+            Cell(", ".join(_gpu_words(use) for use in gpus) or "-"),
         ),
     )
+
+
+def _gpu_words(use: GpuUse) -> str:
+    """`97 % 12 GiB/80 GiB`, of everybody on the card."""
+    busy = "-" if use.utilization is None else f"{use.utilization} %"
+    return f"{busy} {size_words(use.used)}/{size_words(use.memory)}"
 
 
 def _share(part: float, whole: float, words: str) -> str:

@@ -14,6 +14,7 @@ _UNITS = "kmgtp"
 _SPAN = re.compile(r"(\d{1,6})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _LARGEST = 2**53
+_MOST_DAYS = 3650
 
 
 def size_words(count: int) -> str:
@@ -65,6 +66,16 @@ def parse_gpus(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", text):
         raise BadInput(f"'{printable(text, limit=20)}' is not a number of GPUs: write for example 1")
     return int(text)
+
+
+def parse_days(text: str) -> int | None:
+    """`14`, `14d`; empty is None. BadInput otherwise, and for what is longer than ten years."""
+    clean = text.strip().lower().removesuffix("d")
+    if not text.strip():
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}", clean) or int(clean) > _MOST_DAYS:
+        raise BadInput(f"'{printable(text, limit=20)}' is no number of days: write for example 14, or 0")
+    return int(clean)
 
 
 def age_words(texts: Texts, since: datetime | None, now: datetime) -> str:

@@ -30,3 +30,8 @@ def lifecycle_words(texts: Texts, environment: Environment, coming: Due | None) 
         return words
     when = f"{date_words(int(coming.at.timestamp()))} UTC"
     return f"{words}, {texts(_STEPS[coming.step], when=when)}"
+
+
+def output_words(texts: Texts, days: int) -> str:
+    """What becomes of the output at the end; empty where nothing is kept."""
+    return texts("output kept for {n} d", n=days) if days else ""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.compute.contract import HostMount, Mount, State, Status, Usage, WorkloadSpec
+from backends.compute.places import GpuLoad, GpuShare
+from backends.gpu_load import CardLoad, ProcessLoad
 from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput
@@ -37,6 +39,7 @@ COPY = "/opt/ashore/copy"
 GUEST = "/opt/ashore/guest"
 RUN = "/opt/ashore/run"
 HOME = "/workspace"
+OUTPUT = "/gemini/output"
 LOGIN_USER = "developer"
 LOGIN_ID = 1000
 PIPE_MARK = "ASHORE_PIPE"
@@ -271,6 +274,24 @@ def _bind(mount: HostMount) -> JSON:
     }
 
 
+def reader_name(place: Place) -> str:
+    """Of the container that shows the home of one that was removed."""
+    return f"{place.container}-reader"
+
+
+def reader(place: Place, image: str) -> JSON:
+    """A container that never runs: it has the home of `place`, so that its files can be read."""
+    return {
+        "Image": image,
+        "Entrypoint": ["/bin/sh"],
+        "Labels": {"ashore.reader": place.id},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "Mounts": [{"Type": "volume", "Source": place.volume, "Target": HOME, "ReadOnly": True}],
+        },
+    }
+
+
 def volume(spec: WorkloadSpec) -> JSON:
     """The body of `POST /volumes/create` for the home."""
     return {"Name": Place(spec.id).volume, "Labels": labels(spec)}
@@ -412,11 +433,43 @@ def _variables(spec: WorkloadSpec) -> dict[str, str]:
     return {**spec.variables, "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or "void"}
 
 
-def gpu_probe(image: str) -> JSON:
-    """A container that tells which GPUs its machine has, and ends."""
+def shared_out(cards: Sequence[CardLoad], names: Mapping[str, str], groups: Path = Path("/proc")) -> Sequence[GpuLoad]:
+    """The cards with what each workload takes of them. `names` maps ids of containers of this machine to handles.
+
+    A process is a container's if its control group carries the container's id: where NVML counts processes by another
+    namespace than ours, an id of its may be that of any other process here. Reads `/proc`; call it in a thread.
+    """
+    return [
+        GpuLoad(
+            card.uuid, card.utilization, card.used, card.memory,
+            None if card.processes is None else _shares(card.processes, names, groups),
+        )
+        for card in cards
+    ]  # fmt: skip
+
+
+def _shares(processes: Sequence[ProcessLoad], names: Mapping[str, str], groups: Path) -> Mapping[str, GpuShare] | None:
+    found: dict[str, GpuShare] = {}
+    for process in processes:
+        try:
+            group = (groups / str(process.pid) / "cgroup").read_text()
+        except OSError:
+            continue  # it has ended, or is none of ours
+        for container_id, name in names.items():
+            if container_id in group:
+                before = found.get(name, GpuShare(0, 0))
+                known = before.utilization is not None and process.utilization is not None
+                percent = min(100, (before.utilization or 0) + (process.utilization or 0)) if known else None
+                found[name] = GpuShare(percent, before.memory + process.memory)
+    # Processes of whom nothing can be said may be anybody's: nobody is told to take nothing then.
+    return found if found or not processes else None
+
+
+def gpu_probe(image: str, script: str = SMI_SCRIPT) -> JSON:
+    """A container that tells which GPUs its machine has (or what else `script` asks of `nvidia-smi`), and ends."""
     return {
         "Image": image,
-        "Entrypoint": ["/bin/sh", "-c", SMI_SCRIPT],
+        "Entrypoint": ["/bin/sh", "-c", script],
         "Cmd": [],
         "Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=utility"],
         "Labels": {GPU_PROBE: "gpus"},

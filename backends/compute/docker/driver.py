@@ -14,8 +14,8 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
@@ -28,8 +28,9 @@ from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
 from backends.compute.docker.stream import ExecStream, open_stream
-from backends.compute.places import Capacity, GpuFact
+from backends.compute.places import Capacity, GpuFact, GpuLoad
 from backends.compute.volumes import VolumeWriter
+from backends.gpu_load import LOAD_SCRIPT, card_loads, parse_load
 from backends.gpu_probe import parse_smi, probe
 from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
@@ -42,6 +43,8 @@ _NVIDIA = "nvidia"
 """The runtime of the NVIDIA Container Toolkit, as an engine names it."""
 _GPUS_SECONDS = 300
 """How long what another machine said of its GPUs is believed."""
+_LOADS_SECONDS = 15
+"""The same of how busy they are; a container is made for each answer."""
 MIB = 1024**2
 _NOT_FOUND = 127
 """What a shell says when there is no such program."""
@@ -73,6 +76,9 @@ class DockerCompute:
         self._networks = asyncio.Lock()
         self._gpus_seen: Sequence[GpuFact] = ()
         self._gpus_until = 0.0
+        self._loads_seen: Sequence[GpuLoad] = ()
+        self._loads_until = 0.0
+        self._asking_loads = asyncio.Lock()
         self._streams: dict[asyncio.Task[int | None], ExecStream] = {}
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -143,6 +149,7 @@ class DockerCompute:
     async def delete(self, handle: str) -> None:
         place = Place.of(handle)
         labels = await self._engine.volume_labels(place.volume)
+        await self._engine.delete_container(config.reader_name(place))
         await self._engine.delete_container(place.container)
         await self._nfs.remove_for(labels or {}, place)
         await self._engine.delete_volume(place.volume)
@@ -162,6 +169,26 @@ class DockerCompute:
 
     async def usage(self, handle: str) -> Usage | None:
         return config.usage_of(await self._engine.stats(handle))
+
+    async def output(self, handle: str) -> AsyncGenerator[bytes]:
+        place = Place.of(handle)
+        if await self._engine.container_labels(place.container) is not None:
+            async with aclosing(self._engine.read_folder(place.container, config.OUTPUT)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        if await self._engine.volume_labels(place.volume) is None:
+            raise NotFound(GONE)
+        # Somebody removed the container; the home is a volume and was left. A container that never runs shows it.
+        await self._engine.image(self._settings.default_image, _nobody)
+        reader = config.reader_name(place)
+        await self._engine.create_container(reader, config.reader(place, self._settings.default_image))
+        try:
+            async with aclosing(self._engine.read_folder(reader, f"{config.HOME}/output")) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            await asyncio.shield(self._engine.delete_container(reader))
 
     async def network_namespace(self, handle: str) -> int | None:
         if not self._engine.line.is_here or os.geteuid() != 0:
@@ -206,6 +233,16 @@ class DockerCompute:
         found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()
         chosen = set(self._host.gpus)
         return [fact for fact in found if not chosen or {fact.uuid, fact.parent} & chosen]
+
+    async def gpu_loads(self) -> Sequence[GpuLoad]:
+        if not self._engine.line.is_here:
+            return await self._gpu_loads_over_there()
+        cards = await asyncio.to_thread(card_loads)
+        if not cards:
+            return ()
+        names = {str(shown["Id"]): Place(shown["Labels"][config.LABEL]).container
+                 for shown in await self._engine.containers(config.LABEL)}  # fmt: skip
+        return await asyncio.to_thread(config.shared_out, cards, names)
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         with translated():
@@ -285,6 +322,19 @@ class DockerCompute:
             found = parse_smi(await self._engine.run_once(config.gpu_probe(self._settings.default_image)))
         self._gpus_seen, self._gpus_until = found, moment + _GPUS_SECONDS
         return found
+
+    async def _gpu_loads_over_there(self) -> Sequence[GpuLoad]:
+        """The same way. Whose processes they are cannot be told: a container sees no process of another one."""
+        async with self._asking_loads:
+            moment = asyncio.get_running_loop().time()
+            if moment >= self._loads_until:
+                if not await self._gpus_over_there():
+                    return ()
+                said = await self._engine.run_once(config.gpu_probe(self._settings.default_image, LOAD_SCRIPT))
+                self._loads_seen = [GpuLoad(one.uuid, one.utilization, one.used, one.memory)
+                                    for one in parse_load(said)]  # fmt: skip
+                self._loads_until = asyncio.get_running_loop().time() + _LOADS_SECONDS
+            return self._loads_seen
 
     async def _undo(self, spec: WorkloadSpec, *, keep_volume: bool) -> None:
         """Take back a create that failed half-way."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 import aiohttp
@@ -26,6 +26,7 @@ T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
 _CONTROL = aiohttp.ClientTimeout(total=120)
+_STREAM = aiohttp.ClientTimeout(sock_connect=30, sock_read=300)
 NO_GPU_SUPPORT = "the host's Docker gives no GPUs: it needs the NVIDIA Container Toolkit"
 _NO_TOOLKIT = "could not select device driver"
 _NO_CONNECTION = 900
@@ -182,6 +183,23 @@ class Engine:
                     raise
                 return False
         return True
+
+    async def read_folder(self, name: str, path: str) -> AsyncGenerator[bytes]:
+        """A tar archive of a folder of a container, which need not run, as it comes; NotFound: there is none.
+
+        Not aiodocker's `get_archive`: that reads all of it into memory.
+        """
+        query = self._docker._query(
+            f"containers/{name}/archive", params={"path": f"{path}/."}, timeout=_STREAM,
+            headers={"Accept-Encoding": "identity"},
+        )  # fmt: skip
+        with translated():
+            async with query as answer:
+                try:
+                    async for piece in answer.content.iter_any():
+                        yield piece
+                finally:
+                    answer.close()
 
     # ---- volumes ---------------------------------------------------------------------------------------------
     async def volume_labels(self, name: str) -> Mapping[str, str] | None:

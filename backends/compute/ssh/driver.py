@@ -18,7 +18,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from backends.compute.contract import Found, Pipe, Progress, State, Status, WorkloadSpec
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
 _ASK_SECONDS = 20.0
 _REMOVE_SECONDS = 600.0
+_PIECE = 256 * 1024
 _SETTLE_SECONDS = 2.0
 """How long a program may go on after its output has ended before it is killed."""
 _GONE = "its folder on the machine was removed"
@@ -124,6 +125,21 @@ class MachineCompute:
         self._expect(answer, "its log cannot be read")
         for line in answer.output.splitlines():
             yield line.encode() + b"\n"
+
+    async def output(self, handle: str) -> AsyncGenerator[bytes]:
+        stream = ProgramStream(await self._links.start(scripts.output(self._base, _checked(handle))), handle)
+        try:
+            words = await self._marked(stream)
+            if words == ["missing"]:
+                raise Unavailable(f"the machine '{self.name}' has no tar, so its output cannot be read")
+            while piece := await asyncio.get_running_loop().sock_recv(stream.inner, _PIECE):
+                yield piece
+            if not await stream.ended(_ASK_SECONDS) or stream.status != 0:
+                said = printable(stream.complaint, limit=200) or "the connection was lost"
+                raise Unavailable(f"its output cannot be read: {said}")
+        finally:
+            await stream.close()
+            stream.inner.close()
 
     async def check(self) -> str:
         answer = await self._do(scripts.probe(self._base), _ASK_SECONDS)

@@ -182,6 +182,16 @@ exec "$@"
 """
 
 
+_OUTPUT = """\
+base=$1 id=$2
+cd "$base" 2>/dev/null && cd "$id/home" 2>/dev/null && [ -d output ] && [ ! -h output ] ||
+    { echo "@MARK@ gone" >&2; exit 0; }
+command -v tar >/dev/null || { echo "@MARK@ missing" >&2; exit 0; }
+echo "@MARK@ reading" >&2
+exec tar -cf - output
+"""
+
+
 def probe(base: str) -> bytes:
     """Prints `uid N`, `system WORDS`, and `sshd VERSION` where there is one to be run."""
     return _script(_COMMON + _PROBE.replace("@SERVERS@", SERVERS), base=base)
@@ -228,6 +238,15 @@ def found(base: str) -> bytes:
 def logs(base: str, environment_id: str, *, lines: int) -> bytes:
     """GONE if there is no log."""
     return _script(_COMMON + _LOGS, base=base, id=environment_id, lines=str(lines))
+
+
+def output(base: str, environment_id: str) -> str:
+    """A command line that writes a tar archive of the folder `output` of the home, after a line with MARK on stderr.
+
+    The mark's word is `gone` where there is none. No link is followed, the folder itself being none.
+    """
+    script = _filled(_COMMON + _OUTPUT)
+    return f"exec /bin/sh -c {shlex.join([script, 'ashore', base, environment_id])}"
 
 
 def reap(pid: int, start: int) -> bytes:

@@ -23,6 +23,7 @@ from gateway.commands import Context, run
 from gateway.settings import Settings
 from storage.access import Caller
 from storage.accounts import Accounts
+from storage.artifacts import Artifacts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -182,6 +183,7 @@ async def services(
         recordings=Recordings(database, audit, data_dir / "recordings"),
         datasets=Datasets(database, audit, changes, cast("Any", shelf)),
         models=Models(database, audit, changes, cast("Any", shelf)),
+        artifacts=Artifacts(database, audit, changes, cast("Any", shelf)),
         deletions=Deletions(database, audit, changes, cast("Any", shelf)), uses=Uses(database),
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
         imports=cast("Any", None), links=cast("Any", None),

@@ -232,10 +232,56 @@ async def test_stats_of_what_runs(desk: Desk, alice: Caller, bob: Caller) -> Non
     await desk.run(alice, "env stop asleep --wait")
     (row,) = json.loads((await desk.run(alice, "env stats --json")).out)
     assert (row["name"], row["cores"], row["cpus"], row["memory_limit"]) == ("train", 0.0, 2.0, 1024**3)
+    assert row["gpus"] == []
     shown = await desk.run(alice, "env stats train")
     assert (shown.status, "1GiB" in shown.out, "CORES" in shown.out) == (0, True, True)
+    assert shown.out.splitlines()[-1].rstrip().endswith(" -")
     nothing = await desk.run(alice, "env stats asleep")
     assert (nothing.status, nothing.out) == (0, "")
     assert "nothing runs" in nothing.err
     assert (await desk.run(bob, "env stats train.alice")).status == 1
     assert (await desk.run(bob, "env stats --all")).status == 77
+
+
+async def test_for_how_long_the_output_is_kept(desk: Desk, alice: Caller) -> None:
+    async def days(command: str) -> object:
+        answer = await desk.run(alice, f"{command} --json")
+        assert answer.status == 0, answer.err
+        return json.loads(answer.out)["keep_output_days"]
+
+    assert await days("env create train --dry-run --lifecycle ephemeral") == 14
+    assert await days("env create train --dry-run --keep-output 5d") == 5
+    assert await days("env create train --wait") == 0
+    assert await days("env set train --keep-output 9") == 9
+    assert await days("env set train --lifecycle on-demand --idle 2h") == 9
+    assert await days("env set train --keep-output default") == 0
+    assert await days("env set train --lifecycle ephemeral --keep-output no") == 0
+    assert json.loads((await desk.run(alice, "env show train --json")).out)["lifecycle"] == "ephemeral"
+    assert (await desk.run(alice, "env delete train --keep-output 30")).status == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("env create a --keep-output soon", "no number of days"),
+        ("env create a --keep-output 9999", "1 to 3650 days"),
+        ("env set a", "say what to choose"),
+        ("env set a --idle 5m --keep-output 3", "say --lifecycle too"),
+        ("env delete a --keep-output 3 --discard-output", "not allowed with"),
+        ("env delete a --keep-output", "expected one argument"),
+    ],
+)
+async def test_wrong_words_about_the_output(desk: Desk, alice: Caller, command: str, words: str) -> None:
+    answer = await desk.run(alice, command)
+    assert answer.status == 2
+    assert words in answer.err
+
+
+async def test_artifacts_that_are_not_there(desk: Desk, alice: Caller, admin: Caller) -> None:
+    assert json.loads((await desk.run(alice, "artifact list --json")).out) == []
+    assert (await desk.run(alice, "artifact list --all")).status == 77
+    assert (await desk.run(admin, "artifact list --all")).status == 0
+    for name in ("train-20260301-1a2b3c", "../x", "other/train", "X"):
+        for verb in ("show", "delete"):
+            answer = await desk.run(alice, f"artifact {verb} {name}")
+            assert (answer.status, "there is no artifact" in answer.err) == (1, True)
