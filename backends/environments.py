@@ -20,6 +20,7 @@ from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
 from backends.compute.places import place_of
+from backends.cuda import cuda_warnings
 from backends.lifecycle import Due, LifecycleChoice, Step, check_keep_days, due, keep_days, warning
 from backends.mounts import begin_mounts, mount_variables
 from backends.planning import Plan, Planner, Request, amounts
@@ -104,7 +105,11 @@ class Environments:
         """What `create` would do, and what speaks against it."""
         require(caller, Action.ENVIRONMENT_CREATE)
         async with self._database.reading() as tx:
-            return await self.planner.plan(tx, caller, request)
+            plan = await self.planner.plan(tx, caller, request)
+        if not plan.cards or plan.refusals:
+            return plan
+        place = place_of(plan.compute, plan.host)
+        return replace(plan, warnings=await cuda_warnings(self._computes, place, plan.image))
 
     async def create(self, caller: Caller, request: Request) -> Environment:
         """Record the wish for a new environment; the reconciler makes it."""

@@ -7,6 +7,7 @@ Which process belongs to which environment is its driver's business.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import pynvml
 
+from backends.compute.places import GpuDriver
 from storage.errors import Unavailable
 from storage.names import printable
 
@@ -23,6 +25,12 @@ _WINDOW_SECONDS = 30
 _LONGEST = 96
 LOAD_SCRIPT = "nvidia-smi --query-gpu=uuid,utilization.gpu,memory.used,memory.total --format=csv,noheader,nounits"
 """A program for `sh -c`; `parse_load` reads what it prints."""
+
+
+DRIVER_SCRIPT = "nvidia-smi"
+"""A program for `sh -c`; `parse_driver` reads what it prints. CUDA's version is known only where libcuda is."""
+_DRIVER = re.compile(r"Driver Version:\s*([0-9.]{3,20})")
+_CUDA = re.compile(r"CUDA Version:\s*(\d{1,3})\.(\d{1,3})")
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,34 @@ def parse_load(text: str) -> list[CardLoad]:
             uuid = printable(fields[0], limit=_LONGEST)
             found.append(CardLoad(uuid, percent, int(fields[2]) * _MIB, int(fields[3]) * _MIB))
     return found
+
+
+def driver_here(nvml: Any = pynvml) -> GpuDriver | None:
+    """The driver of this machine; None without one. It may block: call it in a thread. Unavailable: it is broken."""
+    try:
+        nvml.nvmlInit()
+    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
+        return None
+    except nvml.NVMLError as error:
+        raise _broken(error) from error
+    try:
+        version = nvml.nvmlSystemGetDriverVersion()
+        text = version.decode("ascii", "replace") if isinstance(version, bytes) else version
+        try:
+            number = int(nvml.nvmlSystemGetCudaDriverVersion())  # 12040 is 12.4
+        except nvml.NVMLError:  # it asks libcuda, which a machine with the driver may lack
+            number = 0
+        return GpuDriver(printable(text, limit=40), (number // 1000, number % 1000 // 10) if number else None)
+    except nvml.NVMLError as error:
+        raise _broken(error) from error
+    finally:
+        nvml.nvmlShutdown()
+
+
+def parse_driver(text: str) -> GpuDriver | None:
+    """What `DRIVER_SCRIPT` printed; None if that names no driver."""
+    version, cuda = _DRIVER.search(text), _CUDA.search(text)
+    return GpuDriver(version[1], (int(cuda[1]), int(cuda[2])) if cuda else None) if version else None
 
 
 def _card(nvml: Any, index: int) -> Iterator[CardLoad]:

@@ -80,6 +80,8 @@ class Plan:
     gpus: GpuNeed = GpuNeed()
     cards: Mapping[str, str] = field(default_factory=dict)
     """UUID → model of the GPUs that it would get."""
+    warnings: Sequence[str] = ()
+    """What may go wrong all the same."""
 
 
 @dataclass(frozen=True)

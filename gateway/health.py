@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.compute.places import HasGpus, host_of
+from backends.compute.places import HasCuda, HasGpus, host_of
 from backends.compute.registry import Computes
+from backends.cuda import words_of
 from storage.database.migrate import pending
 from storage.errors import AshoreError, Unavailable
 from storage.objects.probe import State, probe
@@ -138,7 +139,22 @@ async def _of_gpus(name: str, compute: HasGpus) -> Finding:
         )
     except AshoreError as error:
         return Finding(f"GPUs {name}", False, error.message, "see nvidia-smi on that machine")
-    return Finding(f"GPUs {name}", True, ", ".join(f"{count} x {model}" for model, count in models.items()) or "none")
+    words = [f"{count} x {model}" for model, count in models.items()]
+    if words and isinstance(compute, HasCuda):
+        words += await _driver_words(compute)
+    return Finding(f"GPUs {name}", True, ", ".join(words) or "none")
+
+
+async def _driver_words(compute: HasCuda) -> list[str]:
+    """`driver 550.54`, `CUDA 12.4`, as far as they are known."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            driver = await compute.driver()
+    except (AshoreError, TimeoutError):
+        return []
+    if driver is None:
+        return []
+    return [f"driver {driver.version}"] + ([f"CUDA {words_of(driver.cuda)}"] if driver.cuda else [])
 
 
 def _of_disk(data: Path) -> Finding:

@@ -20,7 +20,7 @@ from pathlib import Path
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec, folders_only
 from backends.compute.folder_tar import folder_tar
 from backends.compute.hang_up import hang_up
-from backends.compute.places import Capacity, GpuFact, GpuLoad
+from backends.compute.places import Capacity, GpuDriver, GpuFact, GpuLoad
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 MISSING_IMAGE = "missing"
@@ -69,6 +69,8 @@ class MemoryEngine:
         self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
         self.gpus: list[GpuFact] = []
         self.gpu_loads: list[GpuLoad] = []
+        self.driver: GpuDriver | None = None
+        self.image_variables: list[str] = []
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -92,6 +94,14 @@ class MemoryCompute:
     async def gpus(self) -> Sequence[GpuFact]:
         self._answer()
         return tuple(self._engine.gpus)
+
+    async def driver(self) -> GpuDriver | None:
+        self._answer()
+        return self._engine.driver
+
+    async def image_variables(self, image: str) -> Sequence[str]:
+        self._answer()
+        return tuple(self._engine.image_variables)
 
     async def gpu_loads(self) -> Sequence[GpuLoad]:
         self._answer()

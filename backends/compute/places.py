@@ -100,3 +100,29 @@ class HasGpuLoads(Protocol):
     async def gpu_loads(self) -> Sequence[GpuLoad]:
         """As of a moment ago. Unavailable: they cannot be asked now."""
         ...
+
+
+CudaVersion = tuple[int, int]
+"""Major and minor."""
+
+
+@dataclass(frozen=True)
+class GpuDriver:
+    """NVIDIA's driver of a host."""
+
+    version: str
+    cuda: CudaVersion | None
+    """The newest CUDA that it knows; None: it does not tell."""
+
+
+@runtime_checkable
+class HasCuda(Protocol):
+    """An optional power of a compute: it tells what its GPU driver and its images want of each other."""
+
+    async def driver(self) -> GpuDriver | None:
+        """None: its machine has none. Unavailable: it cannot be asked now."""
+        ...
+
+    async def image_variables(self, image: str) -> Sequence[str]:
+        """`NAME=VALUE` of an image that is there; none of one that is not. Nothing is pulled."""
+        ...

@@ -55,7 +55,11 @@ async def _create(context: Context, options: argparse.Namespace) -> int:
     environments = context.services.environments
     if options.dry_run:
         return await _dry_run(context, request, as_json=options.json)
+    # Asked before, as afterwards its cards are taken; there is nothing to ask where no GPU is wanted.
+    warnings = (await environments.plan(context.caller, request)).warnings if _wants_gpus(request) else ()
     environment = await environments.create(context.caller, request)
+    for warning in warnings:
+        context.err(f"warning: {warning}\n")
     if options.wait:
         environment = await environments.wait(context.caller, request.name, on_progress=_progress(context))
     await _print(context, environment, options)
@@ -64,6 +68,10 @@ async def _create(context: Context, options: argparse.Namespace) -> int:
     if not options.wait:
         context.err(f"'ssh gw env show {request.name}' tells how far it is; --wait waits for it\n")
     return 0
+
+
+def _wants_gpus(request: Request) -> bool:
+    return bool(request.gpus or request.gpu_model or request.gpu_mode)
 
 
 async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
@@ -84,6 +92,7 @@ async def _dry_run(context: Context, request: Request, *, as_json: bool) -> int:
         "keep_output_days": _keep_days(context, request),
         "possible": not plan.refusals,
         "refusals": list(plan.refusals),
+        "warnings": list(plan.warnings),
     }
     facts(context, row if as_json else {**row, "mounts": _mounts(row)}, as_json=as_json)
     return 1 if plan.refusals else 0

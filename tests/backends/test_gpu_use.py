@@ -13,15 +13,17 @@ from sqlalchemy import update
 
 from backends.compute.docker.config import shared_out
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.compute.places import GpuFact, GpuLoad, GpuShare
+from backends.compute.places import GpuDriver, GpuFact, GpuLoad, GpuShare
+from backends.cuda import wanted_cuda
 from backends.environments import Environments
-from backends.gpu_load import CardLoad, ProcessLoad, card_loads, parse_load
+from backends.gpu_load import CardLoad, ProcessLoad, card_loads, driver_here, parse_driver, parse_load
 from backends.gpu_use import GpuSigns, GpuUse, gpu_uses, is_busy
 from backends.lifecycle import LifecycleChoice
 from backends.planning import Request
 from backends.reconcilers.hosts import HostWatch
 from backends.settings import BackendSettings
 from backends.usage import Loads
+from gateway.health import _of_gpus
 from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -173,6 +175,45 @@ def test_what_smi_says() -> None:
     ]  # fmt: skip
 
 
+def test_the_driver_and_its_cuda() -> None:
+    """NVML counts 12.4 as 12040, and asks libcuda for it, which a machine with the driver may lack."""
+
+    class Driver(Nvml):
+        def __init__(self, cuda: Any) -> None:
+            super().__init__()
+            self.cuda = cuda
+
+        def nvmlSystemGetDriverVersion(self) -> str:
+            return "550.54.15"
+
+        def nvmlSystemGetCudaDriverVersion(self) -> int:
+            return int(_or_raise(self.cuda))
+
+    assert driver_here(Driver(12040)) == GpuDriver("550.54.15", (12, 4))
+    missing = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    assert driver_here(Driver(missing)) == GpuDriver("550.54.15", None)
+
+
+def test_the_driver_by_smi() -> None:
+    line = "| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: {} |"
+    assert parse_driver(line.format("12.2 ")) == GpuDriver("535.104.05", (12, 2))
+    assert parse_driver(line.format("N/A  ")) == GpuDriver("535.104.05", None)
+    assert parse_driver("NVIDIA-SMI has failed") is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        (["PATH=/bin", "CUDA_VERSION=12.4.1"], (12, 4)),
+        (["NVIDIA_REQUIRE_CUDA=cuda>=11.8 brand=tesla,driver>=470"], (11, 8)),
+        (["CUDA_VERSION=11.8.0", "NVIDIA_REQUIRE_CUDA=cuda>=12.0"], (12, 0)),
+        (["CUDA_VERSION=latest"], None), ([], None), (["CUDA_VERSION"], None),
+    ],
+)  # fmt: skip
+def test_what_an_image_wants(variables: list[str], wanted: tuple[int, int] | None) -> None:
+    assert wanted_cuda(variables) == wanted
+
+
 # ---- whose it is -------------------------------------------------------------------------------------------------
 def groups(folder: Path, **known: str) -> Path:
     for pid, group in known.items():
@@ -276,3 +317,25 @@ async def test_figures_for_people(house: House, alice: Caller, bob: Caller) -> N
         await Loads(house.computes).gpus(bob, [train])
     train.state = EnvironmentState.STOPPED
     assert await gpu_uses(house.computes, [train]) == {}
+
+
+async def test_an_image_that_is_too_new_is_warned_of(house: House, alice: Caller) -> None:
+    await house.hosts.look()
+    house.engine.image_variables = ["CUDA_VERSION=12.4.1"]
+    request = Request("train", gpus=1)
+    for driver in (None, GpuDriver("550.54", None), GpuDriver("550.54", (12, 4)), GpuDriver("570.1", (13, 0))):
+        house.engine.driver = driver
+        assert (await house.environments.plan(alice, request)).warnings == []
+    house.engine.driver = GpuDriver("535.104", (12, 2))
+    plan = await house.environments.plan(alice, request)
+    assert plan.warnings == ["the image is made for CUDA 12.4, and its host's driver knows CUDA 12.2"]
+    assert not plan.refusals
+    assert not (await house.environments.plan(alice, Request("train"))).warnings  # without a GPU, nobody is asked
+    house.engine.away = True
+    assert not (await house.environments.plan(alice, request)).warnings
+    finding = (await _of_gpus("memory/here", house.computes["memory/here"])).detail
+    assert "does not answer" in finding
+    house.engine.away = False
+    assert (await _of_gpus("memory/here", house.computes["memory/here"])).detail == (
+        "1 x NVIDIA H200, driver 535.104, CUDA 12.2"
+    )

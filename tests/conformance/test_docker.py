@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -95,9 +96,25 @@ async def test_docker_asks_for_gpus(tmp_path: Path, guest: Path) -> None:
             assert isinstance(kit.compute, DockerCompute)
             assert list(await kit.compute.gpus()) == []
             assert list(await kit.compute.gpu_loads()) == []
+            assert await kit.compute.driver() is None
         finally:
             await kit.compute.close()
             kit.end()
+
+
+async def test_docker_tells_the_variables_of_an_image(tmp_path: Path, guest: Path) -> None:
+    """Of one that is there; nothing is pulled to answer that."""
+    compute = DockerCompute(guest, DockerSettings())
+    name = f"ashore-test-cuda:{secrets.token_hex(4)}"
+    container = docker("create", IMAGE, "true").strip()
+    try:
+        docker("commit", "--change", "ENV CUDA_VERSION=12.4.1", container, name)
+        assert "CUDA_VERSION=12.4.1" in await compute.image_variables(name)
+        assert await compute.image_variables("nobody/has:this") == []
+    finally:
+        docker("rm", container)
+        docker("rmi", name)
+        await compute.close()
 
 
 async def test_docker_runs_a_container_once(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ class CreateEnvironmentScreen(Page):
             lines.append(self.texts("Host: {name}", name=plan.host))
         if plan.cards:
             lines.append(self.texts("GPUs: {names}", names=", ".join(plan.cards.values())))
+        lines += [self.texts("Note: {words}", words=in_language(self.texts, warning)) for warning in plan.warnings]
         line = self.query_one("#quotas", Plain)
         line.show("\n".join(lines))
         line.display = bool(lines)

@@ -139,6 +139,7 @@ PATTERNS = (
     mark("its last session ended {span} ago"),
     mark("its schedule: {cron}"),
     mark("its schedule could not start it: {reason}"),
+    mark("the image is made for CUDA {wanted}, and its host's driver knows CUDA {known}"),
     mark("its output waits: {reason}"),
     mark("keeping its output: {size} in {n} files"),
     mark("it was not deleted: {reason}; make room, or use --discard-output"),

@@ -471,7 +471,7 @@ def gpu_probe(image: str, script: str = SMI_SCRIPT) -> JSON:
         "Image": image,
         "Entrypoint": ["/bin/sh", "-c", script],
         "Cmd": [],
-        "Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=utility"],
+        "Env": ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=utility,compute"],
         "Labels": {GPU_PROBE: "gpus"},
         "HostConfig": {"Runtime": "nvidia", "NetworkMode": "none"},
     }

@@ -28,9 +28,9 @@ from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
 from backends.compute.docker.stream import ExecStream, open_stream
-from backends.compute.places import Capacity, GpuFact, GpuLoad
+from backends.compute.places import Capacity, GpuDriver, GpuFact, GpuLoad
 from backends.compute.volumes import VolumeWriter
-from backends.gpu_load import LOAD_SCRIPT, card_loads, parse_load
+from backends.gpu_load import DRIVER_SCRIPT, LOAD_SCRIPT, card_loads, driver_here, parse_driver, parse_load
 from backends.gpu_probe import parse_smi, probe
 from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
@@ -78,7 +78,10 @@ class DockerCompute:
         self._gpus_until = 0.0
         self._loads_seen: Sequence[GpuLoad] = ()
         self._loads_until = 0.0
-        self._asking_loads = asyncio.Lock()
+        self._driver_seen: GpuDriver | None = None
+        self._driver_until = 0.0
+        self._probing = asyncio.Lock()
+        """Around containers that ask: what a former gateway left of them is removed, and must not be another's."""
         self._streams: dict[asyncio.Task[int | None], ExecStream] = {}
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -234,6 +237,23 @@ class DockerCompute:
         chosen = set(self._host.gpus)
         return [fact for fact in found if not chosen or {fact.uuid, fact.parent} & chosen]
 
+    async def driver(self) -> GpuDriver | None:
+        if self._engine.line.is_here:
+            return await asyncio.to_thread(driver_here)
+        async with self._probing:
+            moment = asyncio.get_running_loop().time()
+            if moment >= self._driver_until:
+                found = None
+                if await self._gpus_known():
+                    body = config.gpu_probe(self._settings.default_image, DRIVER_SCRIPT)
+                    found = parse_driver(await self._engine.run_once(body))
+                self._driver_seen, self._driver_until = found, moment + _GPUS_SECONDS
+            return self._driver_seen
+
+    async def image_variables(self, image: str) -> Sequence[str]:
+        shown = await self._engine.known_image(config.check_image(image or self._settings.default_image))
+        return [] if shown is None else [str(one) for one in (shown.get("Config") or {}).get("Env") or ()]
+
     async def gpu_loads(self) -> Sequence[GpuLoad]:
         if not self._engine.line.is_here:
             return await self._gpu_loads_over_there()
@@ -308,6 +328,10 @@ class DockerCompute:
 
     async def _gpus_over_there(self) -> Sequence[GpuFact]:
         """By a container that asks `nvidia-smi`, which its toolkit brings; each few minutes, as it costs a second."""
+        async with self._probing:
+            return await self._gpus_known()
+
+    async def _gpus_known(self) -> Sequence[GpuFact]:
         moment = asyncio.get_running_loop().time()
         if moment < self._gpus_until:
             return self._gpus_seen
@@ -325,10 +349,10 @@ class DockerCompute:
 
     async def _gpu_loads_over_there(self) -> Sequence[GpuLoad]:
         """The same way. Whose processes they are cannot be told: a container sees no process of another one."""
-        async with self._asking_loads:
+        async with self._probing:
             moment = asyncio.get_running_loop().time()
             if moment >= self._loads_until:
-                if not await self._gpus_over_there():
+                if not await self._gpus_known():
                     return ()
                 said = await self._engine.run_once(config.gpu_probe(self._settings.default_image, LOAD_SCRIPT))
                 self._loads_seen = [GpuLoad(one.uuid, one.utilization, one.used, one.memory)

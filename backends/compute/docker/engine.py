@@ -71,6 +71,11 @@ class Engine:
             await self._pull(name, progress)
             return await self._docker.images.inspect(name)
 
+    async def known_image(self, name: str) -> JSON | None:
+        """The image `name`; None if it is not here. Nothing is pulled."""
+        with translated():
+            return await _or_none(self._docker.images.inspect(name))
+
     async def _pull(self, name: str, progress: Progress) -> None:
         layers: dict[str, tuple[int, int]] = {}
         try:
