@@ -1,4 +1,4 @@
-"""Hosts: list, show, drain, resume; for administrators, and for the operator who owns the data directory.
+"""Hosts: list, show, drain, resume, forget; for administrators, and for the operator who owns the data directory.
 
 Whether a host answers is found out by `reconcilers.hosts`; where an environment goes is decided by `placement`.
 """
@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, select
 
 from backends.data_cache import CacheUse, measure
 from backends.data_sites import cache_directory
 from backends.placement import Room
 from backends.reservations import Reservations
-from backends.settings import BackendSettings
+from backends.settings import HERE, BackendSettings
 from storage.access import Action, Caller, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.database.transaction import Transaction
-from storage.errors import NotFound
+from storage.errors import Conflict, NotFound
 from storage.names import check_resource, printable
-from storage.records import Environment, Host, HostState
+from storage.records import Environment, Gpu, Host, HostState
 
 TOPIC = "host"
 _LONGEST_REASON = 200
@@ -72,6 +72,7 @@ class Hosts:
         self._reservations = Reservations(settings)
         self._settings = settings
         self._data = data
+        self._named = frozenset(settings.docker.hosts or (HERE,))
 
     async def list(self, caller: Caller) -> Sequence[HostView]:
         """All hosts by name."""
@@ -96,6 +97,13 @@ class Hosts:
         require(caller, Action.HOST_RESUME)
         return await self._resume(Event.by(caller, Action.HOST_RESUME), name)
 
+    async def forget(self, caller: Caller, name: str) -> None:
+        """Drop what is known of a host that is offline, or in the settings no more: its cards and whether it is
+        drained. Conflict: environments have their home there, or it serves. One that the settings name is listed again
+        with the next look."""
+        require(caller, Action.HOST_FORGET)
+        await self._forget(Event.by(caller, Action.HOST_FORGET), name)
+
     # ---- for the operator ------------------------------------------------------------------------------------
     async def all(self) -> Sequence[HostView]:
         async with self._database.reading() as tx:
@@ -108,6 +116,9 @@ class Hosts:
 
     async def resume_by_operator(self, name: str) -> HostView:
         return await self._resume(Event(Action.HOST_RESUME, actor="operator"), name)
+
+    async def forget_by_operator(self, name: str) -> None:
+        await self._forget(Event(Action.HOST_FORGET, actor="operator"), name)
 
     # ---- inside ----------------------------------------------------------------------------------------------
     async def _drain(self, event: Event, name: str, reason: str) -> HostView:
@@ -129,6 +140,20 @@ class Hosts:
             view = await self._view(tx, row)
         self._changes.tell(TOPIC, name)
         return await self._with_cache(view)
+
+    async def _forget(self, event: Event, name: str) -> None:
+        check_resource(name, kind="host")
+        async with self._database.writing() as tx:
+            row = await _row(tx, name, lock=True)
+            if row.is_up and name in self._named:
+                raise Conflict(f"the host '{name}' is online and in the settings: take it out of them first")
+            count = await tx.scalar(select(func.count()).select_from(Environment).where(Environment.host == name))
+            if count:
+                raise Conflict(f"the host '{name}' has environments ({count}): delete them first")
+            await self._audit.add(tx, replace(event, thing=name))
+            await tx.execute(delete(Gpu).where(Gpu.host == name))
+            await tx.delete(row)
+        self._changes.tell(TOPIC, name)
 
     async def _view(self, tx: Transaction, row: Host) -> HostView:
         (room,) = await self._reservations.rooms(tx, row.compute, [row.name])

@@ -168,9 +168,10 @@ def _add_hosts(commands: Commands) -> None:
     drain = _add(hosts, "drain", "hosts:drain", "let nothing new start on a host; what runs goes on")
     drain.add_argument("--reason", metavar="WORDS", default="", help="shown to everybody who is turned away")
     resume = _add(hosts, "resume", "hosts:resume", "let environments start on a host again")
-    for parser in (drain, resume):
+    forget = _add(hosts, "forget", "hosts:forget", "drop what is known of a host that is offline or in no settings")
+    for parser in (drain, resume, forget):
         parser.add_argument("name", metavar="NAME", help="as in the settings; 'here' where they name none")
-    for parser in (listed, drain, resume):
+    for parser in (listed, drain, resume, forget):
         _json(parser)
 
 

@@ -91,6 +91,7 @@ class Action(StrEnum):
     HOST_LIST = "host.list"
     HOST_DRAIN = "host.drain"
     HOST_RESUME = "host.resume"
+    HOST_FORGET = "host.forget"
     MACHINE_USE = "machine.use"
     QUOTA_SHOW = "quota.show"
     QUOTA_SET = "quota.set"
@@ -190,7 +191,7 @@ _EVERYBODY = frozenset(
 _ADMIN_ONLY = frozenset(
     {
         Action.AUDIT_SEARCH, Action.USER_MANAGE, Action.STORE_PROBE, Action.QUOTA_SET, Action.HOST_LIST,
-        Action.HOST_DRAIN, Action.HOST_RESUME,
+        Action.HOST_DRAIN, Action.HOST_RESUME, Action.HOST_FORGET,
     }
 )  # fmt: skip
 _ASSET_READ = frozenset({Action.DATASET_READ, Action.MODEL_READ, Action.ARTIFACT_READ})

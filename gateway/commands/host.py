@@ -1,4 +1,4 @@
-"""`host`: the machines that run environments; list, show, drain, resume, for administrators."""
+"""`host`: the machines that run environments; list, show, drain, resume, forget, for administrators."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ async def _drain(context: Context, options: argparse.Namespace) -> None:
 
 async def _resume(context: Context, options: argparse.Namespace) -> None:
     _print(context, await context.services.hosts.resume(context.caller, options.name), as_json=options.json)
+
+
+async def _forget(context: Context, options: argparse.Namespace) -> None:
+    await context.services.hosts.forget(context.caller, options.name)
+    facts(context, {"forgotten": options.name}, as_json=options.json)
 
 
 def _print(context: Context, view: HostView, *, as_json: bool) -> None:
@@ -131,5 +136,9 @@ NOUN = Noun(
              examples=("host drain gpu1 --reason 'new cards, back at six'",), admin=True),
         Verb("resume", "let environments start on a host again", _resume, _name, examples=("host resume gpu1",),
              admin=True),
+        Verb("forget", "drop what is known of a host that is offline or no longer in the settings", _forget, _name,
+             about="Its cards and whether it is drained. Environments that have their home there are in the way.\n"
+             "A host that the settings still name is listed again, as soon as it is asked the next time.",
+             examples=("host forget gpu1",), admin=True),
     ),
 )  # fmt: skip

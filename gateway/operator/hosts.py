@@ -32,6 +32,16 @@ async def resume(options: argparse.Namespace) -> int:
         return _tell([await hosts.resume_by_operator(options.name)], as_json=options.json)
 
 
+async def forget(options: argparse.Namespace) -> int:
+    """Drop what is known of one that is offline or no longer in the settings."""
+    async with _hosts(options) as hosts:
+        await hosts.forget_by_operator(options.name)
+    sys.stdout.write(
+        to_json({"forgotten": options.name}) if options.json else f"the host {options.name} is forgotten\n"
+    )
+    return 0
+
+
 @asynccontextmanager
 async def _hosts(options: argparse.Namespace) -> AsyncIterator[Hosts]:
     settings = settings_of(options)

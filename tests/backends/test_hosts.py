@@ -25,8 +25,8 @@ from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.errors import BadInput, NotAllowed, NotFound, Unavailable
-from storage.records import AuditEvent, Environment, EnvironmentState, Host, HostState
+from storage.errors import BadInput, Conflict, NotAllowed, NotFound, Unavailable
+from storage.records import AuditEvent, Environment, EnvironmentState, Gpu, Host, HostState
 from tests.backends.test_reconciler_environments import Guests
 
 GIB = 1024**3
@@ -110,6 +110,35 @@ async def house(
     yield house
     for compute in house.computes.values():
         await compute.close()
+
+
+# ---- forgetting --------------------------------------------------------------------------------------------------
+async def test_a_host_is_forgotten_when_nothing_needs_it(
+    house: House, alice: Caller, admin: Caller, database: Database
+) -> None:
+    """Only one that is offline or in no settings, without environments; it goes with its cards, and audited."""
+    async with database.writing() as tx:
+        tx.add(Host(name="old", compute="docker", is_up=True, is_drained=True))
+        tx.add(Host(name="here", compute="docker", is_up=True))
+        tx.add(Gpu(uuid="GPU-1", host="old", model="NVIDIA A100", memory=GIB, is_present=False))
+    with pytest.raises(NotAllowed):
+        await house.hosts.forget(alice, "old")
+    with pytest.raises(NotFound):
+        await house.hosts.forget(admin, "moon")
+    with pytest.raises(Conflict, match="'here' is online and in the settings"):
+        await house.hosts.forget(admin, "here")
+    await house.make(alice, "train", host="far")
+    with pytest.raises(Conflict, match=r"'far' has environments \(1\): delete them first"):
+        await house.hosts.forget(admin, "far")
+    async with database.writing() as tx:
+        (await tx.get_one(Host, "here")).is_up = False
+    await house.hosts.forget(admin, "old")
+    await house.hosts.forget_by_operator("here")
+    assert {view.name for view in await house.hosts.list(admin)} == {"near", "far"}
+    async with database.reading() as tx:
+        assert (await tx.scalars(select(Gpu))).all() == []
+        events = await tx.scalars(select(AuditEvent).where(AuditEvent.action == "host.forget"))
+        assert {(event.thing, event.actor) for event in events} >= {("old", admin.name), ("here", "operator")}
 
 
 # ---- placement ---------------------------------------------------------------------------------------------------

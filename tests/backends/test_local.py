@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from backends.settings import BackendSettings
 from storage.errors import BadInput, Conflict, NotFound, Unavailable
 
 ROOT = Path(__file__).parents[2]
-SPEC = WorkloadSpec("00aa11bb22cc33dd", "train", "alice", "default", guest_files={"key": b"secret"})
+SPEC = WorkloadSpec(secrets.token_hex(8), "train", "alice", "default", guest_files={"key": b"secret"})
 
 
 async def up(compute: LocalCompute, spec: WorkloadSpec = SPEC) -> str:
@@ -109,7 +110,7 @@ async def test_each_sandbox_has_a_loopback_of_its_own(local: LocalCompute) -> No
 
 
 async def test_for_root_each_sandbox_is_another_user_of_the_host(local: LocalCompute, data_dir: Path) -> None:
-    other = WorkloadSpec("11aa11bb22cc33dd", "other", "bob", "default")
+    other = WorkloadSpec(secrets.token_hex(8), "other", "bob", "default")
     owners = set()
     for spec in (SPEC, other):
         await up(local, spec)

@@ -24,7 +24,8 @@ from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.compute.ssh.driver import MachineCompute
 from backends.settings import BackendSettings, DockerHostSettings, MachineSettings
 from tests import machines
-from tests.conformance.docker_hosts import Sshd
+from tests.conformance.docker_hosts import ENGINE, Sshd
+from tests.conformance.podman import Podman
 
 IMAGE = "debian:bookworm"
 
@@ -71,7 +72,9 @@ class Kit:
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return guest_tree.build(tmp_path_factory.mktemp("guest"))
+    built = guest_tree.build(tmp_path_factory.mktemp("guest"))
+    # Volumes of engines are named after it: another suite on this machine at the same time must not remove ours.
+    return built.rename(built.with_name(f"{built.name}-{secrets.token_hex(4)}"))
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +84,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory, guest: Path) -> Iterator[m
         yield machine
 
 
-@pytest.fixture(params=["memory", "local", "docker", "docker-ssh", "ssh"])
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """One for all tests."""
+    podman = Podman()
+    yield podman
+    podman.stop()
+
+
+@pytest.fixture(params=["memory", "local", "docker", "docker-ssh", "podman", "ssh"])
 async def kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
     made: list[Compute] = []
     kit = make_kit(request, tmp_path, guest, made)
@@ -152,18 +163,26 @@ def _docker_by_ssh(tmp_path: Path, guest: Path, made: list[Compute]) -> Kit:
     return replace(kit, name="docker-ssh", end=end)
 
 
-def _docker_at(host: DockerHostSettings | None, guest: Path, made: list[Compute]) -> Kit:
+def podman_kit(podman: Podman, guest: Path, made: list[Compute]) -> Kit:
+    return replace(_docker_at(DockerHostSettings(url=podman.url), guest, made, engine=podman.url), name="podman")
+
+
+def _docker_at(
+    host: DockerHostSettings | None, guest: Path, made: list[Compute], engine: str = f"unix://{ENGINE}"
+) -> Kit:
     def again() -> Compute:
         made.append(DockerCompute(guest, BackendSettings().docker, host))
         return made[-1]
 
     async def remove(environment_id: str) -> None:
-        docker("rm", "-f", f"ashore-{environment_id}")
+        docker("-H", engine, "rm", "-f", f"ashore-{environment_id}")
 
     def leftovers(environment_id: str) -> Sequence[str]:
         label = f"label=ashore={environment_id}"
-        containers = docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").split()
-        volumes = docker("volume", "ls", "--filter", f"name={environment_id}", "--format", "{{.Name}}").split()
+        containers = docker("-H", engine, "ps", "-a", "--filter", label, "--format", "{{.Names}}").split()
+        volumes = docker(
+            "-H", engine, "volume", "ls", "--filter", f"name={environment_id}", "--format", "{{.Name}}"
+        ).split()
         return containers + volumes
 
     return Kit("docker", again(), again, remove, leftovers, IMAGE, "/workspace", "/opt/ashore/run")
@@ -199,6 +218,8 @@ def make_kit(request: pytest.FixtureRequest, tmp_path: Path, guest: Path, made: 
     """The kit that a test's parameter names; what it makes is to be closed."""
     if request.param == "ssh":
         return _ssh(request.getfixturevalue("machine"), made)
+    if request.param == "podman":
+        return podman_kit(request.getfixturevalue("podman"), guest, made)
     return KITS[request.param](tmp_path, guest, made)
 
 

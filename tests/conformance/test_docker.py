@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import secrets
 import subprocess
 import tarfile
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.compute.contract import State, WorkloadSpec
+from backends.compute.contract import Compute, State, WorkloadSpec
 from backends.compute.docker.driver import DockerCompute
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.lines import UnixLine
@@ -19,6 +21,7 @@ from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput, NotFound, Unavailable
 from tests.conformance.conftest import IMAGE, KITS, docker, run
+from tests.conformance.docker_hosts import ENGINE
 
 
 async def test_docker_networks_come_and_go_with_their_workspace(tmp_path: Path, guest: Path) -> None:
@@ -43,6 +46,47 @@ async def test_docker_networks_come_and_go_with_their_workspace(tmp_path: Path, 
     names = docker("network", "ls", "--format", "{{.Name}}").split()
     assert network not in names
     assert "ashore-renamed" not in names
+
+
+async def test_docker_networks_of_the_same_name_become_one(tmp_path: Path, guest: Path) -> None:
+    """Two gateways that make it at the same moment make it twice, and Docker then starts nothing on either."""
+    kit = KITS["docker"](tmp_path, guest, [])
+    spec = kit.spec()
+    network = f"ashore-{spec.workspace}"
+    body = json.dumps({"Name": network, "Labels": {"ashore.workspace": spec.workspace}})
+    for _ in range(2):
+        words = ["-H", "Content-Type: application/json", "-d", body, "http://d/v1.41/networks/create"]
+        subprocess.run(["curl", "-sf", "--unix-socket", ENGINE, *words], check=True, capture_output=True, timeout=30)
+    listing = ("network", "ls", "--no-trunc", "--filter", f"name={network}", "--format", "{{.ID}}")
+    assert len(docker(*listing).split()) == 2
+    handle = await kit.compute.create(spec, print)
+    try:
+        await kit.compute.start(handle, spec, print)
+        assert len(docker(*listing).split()) == 1
+    finally:
+        await kit.compute.delete(handle)
+        await kit.compute.close()
+    assert docker(*listing) == ""
+
+
+async def test_docker_gateways_that_start_at_once_share_a_network(tmp_path: Path, guest: Path) -> None:
+    kit = KITS["docker"](tmp_path, guest, [])
+    computes = [kit.compute, *(kit.again() for _ in range(3))]
+    specs = [kit.spec() for _ in computes]
+    specs = [replace(spec, workspace=specs[0].workspace) for spec in specs]
+
+    async def life(compute: Compute, spec: WorkloadSpec) -> None:
+        handle = await compute.create(spec, print)
+        await compute.start(handle, spec, print)
+
+    try:
+        await asyncio.gather(*map(life, computes, specs))
+        shown = docker("network", "ls", "--filter", f"name=ashore-{specs[0].workspace}", "--format", "{{.Name}}")
+        assert shown.split() == [f"ashore-{specs[0].workspace}"]
+    finally:
+        for compute, spec in zip(computes, specs, strict=True):
+            await compute.delete(f"ashore-{spec.id}")
+            await compute.close()
 
 
 async def test_docker_refuses_an_image_without_a_shell(tmp_path: Path, guest: Path) -> None:

@@ -103,8 +103,8 @@ async def _until(test: Callable[[], Awaitable[bool]]) -> None:
 async def test_each_host_by_itself(house: House, line: Cuttable, alice: Caller, admin: Caller) -> None:
     """One host is cut off: the other is served as before, nothing is lost, and it comes back without hands."""
     for name in ("near", "far"):
-        # One after the other: it is one engine, and two hosts that make the same network at once make it twice.
         await house.environments.create(alice, Request(name, host=name, cpus=1, memory=256 * MIB))
+    for name in ("near", "far"):
         row = await house.environments.wait(alice, name)
         link = await house.guests.connect(alice, row)
         assert (await link.run("echo kept > file; id -un")).stdout == "developer\n"

@@ -41,7 +41,7 @@ class Link:
         return getattr(self._connection, name)
 
 
-@pytest.fixture(params=["local", "docker", "docker-ssh", "ssh"])
+@pytest.fixture(params=["local", "docker", "docker-ssh", "podman", "ssh"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path, guest: Path) -> AsyncIterator[Kit]:
     kit = make_kit(request, tmp_path, guest, [])
     yield kit

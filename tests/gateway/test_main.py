@@ -53,7 +53,7 @@ def test_version_imports_next_to_nothing() -> None:
     "command",
     ["", "serve", "init", "check", "migrate", "doctor", "user add", "user list", "user disable", "user enable",
      "invite", "quota show", "quota set", "quota clear",
-     "host list", "host drain", "host resume", "guest build", "replay", "audit verify", "version"],
+     "host list", "host drain", "host resume", "host forget", "guest build", "replay", "audit verify", "version"],
 )  # fmt: skip
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -139,6 +139,9 @@ async def test_hosts_beside_the_gateway(data_dir: Path, database: Database) -> N
     assert ashore("host", "resume", "gpu1", "--data", data_dir).stdout.splitlines()[1].split()[:2] == ["gpu1", "online"]
     missing = ashore("host", "drain", "moon", "--data", data_dir)
     assert (missing.returncode, missing.stdout, missing.stderr) == (1, "", "ashore: there is no host 'moon'\n")
+    gone = ashore("host", "forget", "gpu1", "--data", data_dir)
+    assert (gone.returncode, gone.stdout, gone.stderr) == (0, "the host gpu1 is forgotten\n", "")
+    assert ashore("host", "list", "--data", data_dir).stdout == ""
 
 
 def test_init_writes_settings_that_are_read(tmp_path: Path) -> None:

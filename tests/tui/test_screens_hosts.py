@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from textual.widgets import Input
+from textual.widgets import Button, Input, Select
 
 from storage.access import Caller
 from storage.clock import now
@@ -67,6 +67,51 @@ async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice:
         await house.hosts.drain_by_operator("gpu1")
         await pilot.press("n")
         await shows(pilot, "no available host (gpu1: in maintenance, gpu2: in maintenance, cards)")
+
+
+@pytest.mark.parametrize(("language", "label"), [("en", "any that has room"), ("zh", "任何有空余的主机")])
+async def test_the_form_offers_hosts_where_there_are_several(
+    menu: Menu, house: House, alice: Caller, language: str, label: str
+) -> None:
+    house.computes |= {"docker/gpu1": house.compute, "docker/gpu2": house.compute}
+    await add(house, "gpu1", cpus=64.0)
+    await add(house, "gpu2")
+    app = menu(language)
+    async with app.run_test(size=(110, 30), notifications=True) as pilot:
+        await pilot.pause(0.3)
+        await pilot.press("n")
+        await shows(pilot, label, "gpu1")
+        app.screen.query_one("#host", Select).value = "gpu2"
+        await shows(pilot, ": gpu2" if language == "en" else "gpu2")
+        await pilot.press("f2")
+        await shows(pilot, "dev")
+        (row,) = await house.environments.list(alice)
+        assert row.host == "gpu2"
+
+
+async def test_one_host_is_no_choice(menu: Menu, house: House) -> None:
+    house.computes |= {"docker/gpu1": house.compute}
+    await add(house, "gpu1")
+    app = menu()
+    async with app.run_test(size=(110, 30), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, "Compute")
+        assert not app.screen.query_one("#host-field").display
+
+
+async def test_a_host_is_forgotten(menu: Menu, house: House, admin: Caller) -> None:
+    await add(house, "gpu1")
+    await add(house, "gpu2", is_up=False, reason="it does not answer")
+    app = menu(caller=admin)
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("h")
+        await shows(pilot, "gpu2", "2 hosts")
+        await pilot.press("down", "f")
+        await shows(pilot, "Forget gpu2?")
+        app.screen.query_one("#yes", Button).press()
+        await shows(pilot, "gpu2 is forgotten.", "1 host")
 
 
 async def test_gpus_in_the_form_the_details_and_the_list_of_hosts(

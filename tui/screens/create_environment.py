@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -35,11 +36,13 @@ _DEBOUNCE_SECONDS = 0.15
 _TAKES_IMAGE = frozenset({"docker"})
 _OF_MACHINES_NEVER = ("cpus", "memory", AssetKind.DATASET.folder, AssetKind.MODEL.folder)
 """Fields that are hidden for an existing machine."""
+_ANY = ""
+"""The choice of a host that leaves it open."""
 _MODES = (GpuMode.EXCLUSIVE, GpuMode.SHARED, GpuMode.MIG)
 
 
 class CreateEnvironmentScreen(Page):
-    """Name, compute, image, cpus, memory, GPUs, data, life cycle, output; Enter in any field creates."""
+    """Name, compute, host, image, cpus, memory, GPUs, data, life cycle, output; Enter in any field creates."""
 
     TITLE_TEXT = mark("New environment")
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -70,6 +73,7 @@ class CreateEnvironmentScreen(Page):
         self._is_sending = False
         self._is_fine = False
         self._shown = Lifecycle.PERSISTENT
+        self._offered_hosts: Sequence[str] = ()
 
     def compose_body(self) -> ComposeResult:
         t = self.texts
@@ -84,6 +88,8 @@ class CreateEnvironmentScreen(Page):
                 Select(computes, id="compute", compact=True, allow_blank=not computes,
                        value=computes[0][1] if computes else Select.NULL),
             )  # fmt: skip
+            hosts = Select(self._hosts(), id="host", compact=True, allow_blank=False, value=_ANY)
+            yield from self._field("host", t("Host"), hosts)
             yield from self._field("image", t("Image"), Input(id="image", compact=True, max_length=200))
             yield from self._field("cpus", t("CPUs"), Input(id="cpus", compact=True, max_length=10,
                                                              placeholder=f"{limits.default_cpus:g}"))  # fmt: skip
@@ -137,6 +143,7 @@ class CreateEnvironmentScreen(Page):
             self.query_one(f"#{name}-field").display = self._has_hosts()
         for name in _OF_MACHINES_NEVER:
             self.query_one(f"#{name}-field").display = not self._is_machine()
+        self._show_hosts()
         lifecycle = self._lifecycle()
         if lifecycle is not self._shown:
             self._shown = lifecycle
@@ -148,6 +155,17 @@ class CreateEnvironmentScreen(Page):
         """For how many days the output is kept, if nothing is written there."""
         days = usual_keep_days(lifecycle, self.desk.services.environments.lifecycle)
         return self.texts("{n} days, then gone", n=days) if days else self.texts("no, or days after its deletion")
+
+    def _show_hosts(self) -> None:
+        """A choice only where there is one."""
+        hosts = self.desk.services.environments.planner.hosts_of(self._compute())
+        self.query_one("#host-field").display = len(hosts) > 1
+        if hosts != self._offered_hosts:
+            self._offered_hosts = hosts
+            self.query_one("#host", Select).set_options(self._hosts())
+
+    def _hosts(self) -> list[tuple[Text, str]]:
+        return [(Text(self.texts("any that has room")), _ANY), *((Text(name), name) for name in self._offered_hosts)]
 
     def _lifecycle_fields(self, lifecycle: Lifecycle) -> list[Widget]:
         """What else must be known of it. Made when it is chosen: the form opens while people type already."""
@@ -244,6 +262,11 @@ class CreateEnvironmentScreen(Page):
         found = list(self.query(f"#{self._lifecycle().name.lower()}-{name}").results(Input))
         return found[-1].value.strip() if found else ""  # those before it are on their way out
 
+    def _host(self) -> str:
+        """The host that was chosen; empty: none in particular."""
+        value = self.query_one("#host", Select).value
+        return value if isinstance(value, str) and len(self._offered_hosts) > 1 else _ANY
+
     def _has_hosts(self) -> bool:
         """Whether there may be GPUs."""
         return bool(self.desk.services.environments.planner.hosts_of(self._compute()))
@@ -272,6 +295,7 @@ class CreateEnvironmentScreen(Page):
             image=self._value("image") if compute in _TAKES_IMAGE else "",
             cpus=parse_cpus(self._value("cpus")),
             memory=parse_size(self._value("memory")),
+            host=self._host(),
             gpus=gpus,
             gpu_model=model,
             gpu_mode=mode,

@@ -20,7 +20,7 @@ from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
 from tui.texts.gpus import mode_words
 from tui.texts.sentences import in_language
-from tui.widgets.dialogs import Ask
+from tui.widgets.dialogs import Ask, Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
 from tui.widgets.table import Cell, Column, Row, Table
@@ -42,6 +42,7 @@ class HostsScreen(Page):
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
         Binding("d", "drain", mark("Drain")),
         Binding("r", "resume", mark("Resume")),
+        Binding("f", "forget", mark("Forget")),
         Binding("j", "move(1)", mark("Down"), show=False),
         Binding("k", "move(-1)", mark("Up"), show=False),
     ]
@@ -125,6 +126,20 @@ class HostsScreen(Page):
             name = view.name
             done = self.texts("Environments may start on {name} again.", name=name)
             self.attempt(lambda: self.desk.services.hosts.resume(self.desk.caller, name), done)
+
+    def action_forget(self) -> None:
+        view = self._selected()
+        if view is None:
+            return
+        name = view.name
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                done = self.texts("{name} is forgotten.", name=name)
+                self.attempt(lambda: self.desk.services.hosts.forget(self.desk.caller, name), done)
+
+        question = self.texts("Forget {name}? What is known of it goes, not what is on it.", name=name)
+        self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Forget")), answered)
 
 
 def _row(texts: Texts, view: HostView, moment: datetime) -> Row:

@@ -159,6 +159,17 @@ def labels(spec: WorkloadSpec) -> dict[str, str]:
     }
 
 
+def is_podman(info: Mapping[str, Any]) -> bool:
+    """Whether what calls itself Docker in `GET /info` is Podman."""
+    return "BuildahVersion" in info
+
+
+def processors(info: Mapping[str, Any]) -> str:
+    """The kind of its processors, as the kernel calls it; Podman uses the words of Go."""
+    machine = str(info.get("Architecture", ""))
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
 def check_image(image: str) -> str:
     """`image` if it can name an image; BadInput otherwise."""
     if not _IMAGE.fullmatch(image):

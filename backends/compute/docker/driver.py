@@ -87,6 +87,8 @@ class DockerCompute:
     # ---- life ------------------------------------------------------------------------------------------------
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         place = Place(spec.id)
+        if spec.gpus and config.is_podman(await self._engine.info()):
+            raise Unavailable("the host's engine is Podman, which gives no GPUs to containers")
         labels = await self._engine.container_labels(place.container)
         if labels is not None and config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels):
             return place.container
@@ -217,10 +219,11 @@ class DockerCompute:
         with translated():
             async with asyncio.timeout(_ASK_SECONDS):
                 info = await self._engine.info()
-        machine = str(info.get("Architecture", ""))
+        machine = config.processors(info)
         if machine and machine != platform.machine():
             raise Unavailable(f"its processors are {machine}, those of the gateway {platform.machine()}")
-        return f"Docker {info['ServerVersion']}, {info['Driver']}"
+        engine = "Podman" if config.is_podman(info) else "Docker"
+        return f"{engine} {info['ServerVersion']}, {info['Driver']}"
 
     async def capacity(self) -> Capacity:
         with translated():
@@ -233,6 +236,8 @@ class DockerCompute:
         )
 
     async def gpus(self) -> Sequence[GpuFact]:
+        if config.is_podman(await self._engine.info()):
+            return []
         found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()
         chosen = set(self._host.gpus)
         return [fact for fact in found if not chosen or {fact.uuid, fact.parent} & chosen]
@@ -380,8 +385,7 @@ class DockerCompute:
         async with self._networks:
             await self._engine.ensure_network(network)
         try:
-            with translated():
-                await container.start()
+            await self._engine.start_container(handle, network)
         except NotFound as error:
             if "network" not in error.message:
                 raise

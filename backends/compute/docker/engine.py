@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
@@ -31,8 +32,13 @@ NO_GPU_SUPPORT = "the host's Docker gives no GPUs: it needs the NVIDIA Container
 _NO_TOOLKIT = "could not select device driver"
 _NO_CONNECTION = 900
 """aiodocker's own status for an Engine that cannot be reached."""
+_CONFLICTS = ("container state improper", "already in use", "already exists", "is being used")
+"""What Podman says with status 500 where Docker has status 409."""
+FULL = "the disk of the host's Docker engine is full: no space left on device"
+_NO_SPACE = "no space left on device"
 _REMOVAL_TRIES = 50
 _ONCE_SECONDS = 60.0
+_START_TRIES = 20
 
 
 class Engine:
@@ -91,7 +97,7 @@ class Engine:
                     layers[line["id"]] = (size, size)
                 progress(pull_line(name, layers))
         except DockerError as error:
-            if error.status == _NO_CONNECTION:
+            if error.status == _NO_CONNECTION or _NO_SPACE in error.message:
                 raise
             said = printable(error.message, limit=200)
             raise BadInput(f"there is no image '{name}' here, and no registry gave it ({said})") from error
@@ -115,7 +121,10 @@ class Engine:
     async def stats(self, name: str) -> JSON | None:
         """What a container takes, after two looks of the engine, about a second apart; None if there is none."""
         with translated():
-            found = await _or_none(self.container(name).stats(stream=False))
+            try:
+                found = await _or_none(self.container(name).stats(stream=False))
+            except json.JSONDecodeError:  # Podman says nothing at all of a container that does not run
+                return None
         return found[0] if found else None
 
     async def create_container(self, name: str, body: JSON) -> None:
@@ -124,7 +133,7 @@ class Engine:
             try:
                 await self._docker.containers.create(body, name=name)
             except DockerError as error:
-                if error.status != 409:
+                if _status(error) != 409:
                     raise
 
     async def run_once(self, body: JSON, *, seconds: float = _ONCE_SECONDS) -> str:
@@ -142,6 +151,18 @@ class Engine:
             raise Unavailable(f"a container that was to ask it failed: {printable(said, limit=200)}")
         return said
 
+    async def start_container(self, name: str, network: JSON) -> None:
+        """Start it; another gateway may be about to make its network a second time, and takes that back at once."""
+        for tries_left in reversed(range(_START_TRIES)):
+            try:
+                with translated():
+                    return await self.container(name).start()
+            except AshoreError as error:
+                if "ambiguous" not in error.message or not tries_left:
+                    raise
+            await asyncio.sleep(0.1)
+            await self.ensure_network(network)
+
     async def delete_container(self, name: str) -> None:
         with translated():
             await _until_gone(lambda: self.container(name).delete(force=True, v=True))
@@ -152,7 +173,7 @@ class Engine:
             try:
                 made = await self.container(name).exec(argv, stdin=True, user="0:0", environment=variables)
             except DockerError as error:
-                if error.status == 409:
+                if _status(error) == 409:
                     raise Conflict("its container does not run") from error
                 raise
         exec_id: str = made.id
@@ -224,13 +245,20 @@ class Engine:
 
     # ---- networks --------------------------------------------------------------------------------------------
     async def ensure_network(self, body: JSON) -> None:
+        """Make it unless there is one of this name, and see to it that there is one only.
+
+        Docker lets two gateways make the same name at the same moment, and then takes it for neither. Everybody keeps
+        the oldest; the others have no containers yet.
+        """
         with translated():
-            if await _or_none(DockerNetwork(self._docker, body["Name"]).show()) is None:
+            if not await self._networks_called(body["Name"]):
                 try:
                     await self._docker.networks.create(body)
                 except DockerError as error:
-                    if error.status != 409:
+                    if _status(error) != 409:
                         raise
+            for surplus in (await self._networks_called(body["Name"]))[1:]:
+                await self._remove_network(surplus)
 
     async def rejoin_network(self, network: str, container: str) -> None:
         """Tie a container to the network of this name, when the one it knew was made anew."""
@@ -243,11 +271,23 @@ class Engine:
     async def delete_network(self, name: str) -> None:
         """No-op when it is gone or still used."""
         with translated():
-            try:
-                await DockerNetwork(self._docker, name).delete()
-            except DockerError as error:
-                if error.status not in (403, 404, 409):
-                    raise
+            found = await self._networks_called(name)
+            # By its name where that is enough: asked by the id, Podman removes one that is in use.
+            for network in [name] if len(found) == 1 else found:
+                await self._remove_network(network)
+
+    async def _networks_called(self, name: str) -> Sequence[str]:
+        """Ids of the networks of exactly this name, the oldest first."""
+        found = await self._docker.networks.list(filters={"name": [name]})
+        named = sorted((one["Created"], one["Id"]) for one in found if one["Name"] == name)
+        return [network_id for _, network_id in named]
+
+    async def _remove_network(self, network_id: str) -> None:
+        try:
+            await DockerNetwork(self._docker, network_id).delete()
+        except DockerError as error:
+            if _status(error) not in (403, 404, 409):
+                raise
 
 
 @contextlib.contextmanager
@@ -261,15 +301,24 @@ def translated() -> Generator[None]:
         raise Unavailable(AWAY) from error
 
 
+def _status(error: DockerError) -> int:
+    """Its status as Docker would give it."""
+    if error.status == 500 and any(words in error.message for words in _CONFLICTS):
+        return 409
+    return error.status
+
+
 def _translate(error: DockerError) -> AshoreError:
     said = printable(error.message, limit=300)
+    if _NO_SPACE in error.message:
+        return Unavailable(FULL)
     if _NO_TOOLKIT in error.message:
         return Unavailable(NO_GPU_SUPPORT)
     if error.status == _NO_CONNECTION:
         return Unavailable(AWAY)
     if error.status == 404:
         return NotFound(GONE if "container" in error.message else f"the Docker engine said: {said}")
-    if error.status == 409:
+    if _status(error) == 409:
         return Conflict(f"the Docker engine said: {said}")
     if error.status == 400:
         return BadInput(f"the Docker engine said: {said}")
@@ -293,7 +342,7 @@ async def _until_gone(remove: Callable[[], Awaitable[None]]) -> None:
         except DockerError as error:
             if error.status == 404:
                 return
-            if error.status != 409:
+            if _status(error) != 409:
                 raise
             await asyncio.sleep(0.1)
         else:

@@ -65,7 +65,7 @@ async def test_list_drain_resume(hosted: Desk, admin: Caller, alice: Caller) -> 
 
 
 async def test_only_administrators(hosted: Desk, alice: Caller) -> None:
-    for command in ("host list", "host show gpu1", "host drain gpu1", "host resume gpu1"):
+    for command in ("host list", "host show gpu1", "host drain gpu1", "host resume gpu1", "host forget gpu1"):
         answer = await hosted.run(alice, command)
         assert (answer.status, answer.out) == (77, "")
 
@@ -74,6 +74,15 @@ async def test_what_is_not_there(hosted: Desk, admin: Caller) -> None:
     answer = await hosted.run(admin, "host show moon")
     assert (answer.status, answer.err) == (1, "there is no host 'moon'\n")
     assert (await hosted.run(admin, "host drain ../x")).status == 2
+
+
+async def test_forget(hosted: Desk, services: Services, admin: Caller) -> None:
+    """gpu1 is in no settings here: it may go although it answers, and is listed no more."""
+    answer = await hosted.run(admin, "host forget gpu1 --json")
+    assert (answer.status, json.loads(answer.out)) == (0, {"forgotten": "gpu1"})
+    assert [row["name"] for row in json.loads((await hosted.run(admin, "host list --json")).out)] == ["gpu2"]
+    again = await hosted.run(admin, "host forget gpu1")
+    assert (again.status, again.err) == (1, "there is no host 'gpu1'\n")
 
 
 async def test_a_house_without_hosts(desk: Desk, admin: Caller) -> None:
