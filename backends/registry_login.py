@@ -25,6 +25,9 @@ def auth_file(settings: RegistrySettings) -> str:
     """What `--authfile` of skopeo and buildah reads; write it 0600 and remove it with the process."""
     if not settings.user:
         return json.dumps({"auths": {}})
-    pair = f"{settings.user}:{settings.password.get_secret_value()}".encode()
-    login = {"auth": base64.b64encode(pair).decode()}
-    return json.dumps({"auths": {urlsplit(settings.url).netloc: login}})
+    return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
+
+
+def basic(settings: RegistrySettings) -> str:
+    """User and password for the header `Authorization: Basic`."""
+    return base64.b64encode(f"{settings.user}:{settings.password.get_secret_value()}".encode()).decode()
