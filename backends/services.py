@@ -14,8 +14,10 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.registry import Registry
 from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.assets import Datasets
@@ -63,6 +65,9 @@ class Services:
     transfers: Transfers
     imports: Imports
     images: Images
+    image_care: ImageCare
+    registry: Registry | None
+    """Where images are kept; None: nowhere."""
     links: Links
     moves: Moves
     store: ObjectStore

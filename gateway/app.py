@@ -28,6 +28,7 @@ from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
+from backends.reconcilers.images import ImageReconciler
 from backends.reconcilers.imports import ImportReconciler
 from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
@@ -66,7 +67,7 @@ async def serve(settings: Settings, data: Path) -> int:
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(data))
         port = stack.enter_context(_open_port(settings))
-        house_settings = await _prepare(stack, settings, data, port.getsockname()[1])
+        house_settings, registry = await _prepare(stack, settings, data, port.getsockname()[1])
         services = await stack.enter_async_context(open_services(house_settings, data))
         store_is_there = await _recover(services)
         menu = MenuWorkers(data, data / "run" / "house.json", count=settings.gateway.menu_workers)
@@ -74,7 +75,7 @@ async def serve(settings: Settings, data: Path) -> int:
         stack.push_async_callback(menu.close)
         host_key = await asyncio.to_thread(_host_key, data / "ssh_host_ed25519_key")
         house = _house(settings, services, menu, host_key)
-        await stack.enter_async_context(_running(house, data, store_is_there=store_is_there))
+        await stack.enter_async_context(_running(house, data, registry, store_is_there=store_is_there))
         acceptor = await _listen(house, host_key, port)
         address = services.address
         for line in await first_start(
@@ -107,8 +108,10 @@ class _only_one:
         self._file.close()
 
 
-async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: int) -> HouseSettings:
-    """Schema, object store and guest tree, side by side; the settings that the lower storeys get."""
+async def _prepare(
+    stack: AsyncExitStack, settings: Settings, data: Path, port: int
+) -> tuple[HouseSettings, EmbeddedRegistry]:
+    """Schema, object store and guest tree, side by side; the settings that the lower storeys get, and our registry."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_migrate(settings, data), name="migrations")
         group.create_task(_build_guest(data), name="guest tree")
@@ -116,7 +119,8 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
-        backends = await _with_registry(stack, settings, data)
+        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+        backends = await _with_registry(stack, settings, registry)
     house_settings = HouseSettings(
         database=settings.database,
         objects=objects,
@@ -129,7 +133,7 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
         public_port=port,
     )
     house_settings.save(data / "run" / "house.json")
-    return house_settings
+    return house_settings, registry
 
 
 async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path) -> ObjectSettings:
@@ -141,15 +145,13 @@ async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path)
     return wanted.model_copy(update={name: getattr(store.settings, name) for name in own})
 
 
-async def _with_registry(stack: AsyncExitStack, settings: Settings, data: Path) -> BackendSettings:
+async def _with_registry(stack: AsyncExitStack, settings: Settings, own: EmbeddedRegistry) -> BackendSettings:
     """The settings with a registry that serves, if the machine has the program for one of our own."""
     wanted = settings.backends
     if wanted.registry.url:
         return wanted
-    child = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
-    registry = await child.start(wanted.registry)
-    stack.push_async_callback(child.close)
-    return wanted.model_copy(update={"registry": registry})
+    stack.push_async_callback(own.close)
+    return wanted.model_copy(update={"registry": await own.start(wanted.registry)})
 
 
 async def _migrate(settings: Settings, data: Path) -> None:
@@ -218,7 +220,9 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 
 
 @asynccontextmanager
-async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIterator[None]:
+async def _running(
+    house: House, data: Path, own_registry: EmbeddedRegistry, *, store_is_there: bool
+) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
     cache = DataCache(
@@ -232,6 +236,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.guests,
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, cache),
+        images=services.images,
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -242,6 +247,8 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         services.database, services.audit, services.changes, services.accounts, services.files,
         services.imports.vault, house.settings.imports,
     )  # fmt: skip
+    registry = services.registry
+    images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
         house.settings.backends.lifecycle,
@@ -257,6 +264,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),
+        asyncio.create_task(images.run(), name="images reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),
