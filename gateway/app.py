@@ -23,6 +23,7 @@ from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_cache import DataCache
 from backends.mounts import EnvironmentData
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.archives import ArchiveReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
@@ -249,6 +250,10 @@ async def _running(
     )  # fmt: skip
     registry = services.registry
     images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
+    archives = ArchiveReconciler(
+        services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
+        registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
+    )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
         house.settings.backends.lifecycle,
@@ -265,6 +270,7 @@ async def _running(
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),
         asyncio.create_task(images.run(), name="images reconciler"),
+        asyncio.create_task(archives.run(), name="archives reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),
