@@ -14,12 +14,17 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from backends.archives.shelf import ImageShelf
+from backends.archives.views import Archives
 from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
+from backends.images import Images
 from backends.imports import Imports
+from backends.registry import Registry
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
 from backends.usage import Loads
@@ -64,9 +69,11 @@ class HouseSettings(Group):
     """The port that it listens on."""
 
     def save(self, path: Path) -> None:
-        """Write everything, the object store's key included, for the workers of this house: readable by us alone."""
+        """Write everything, also the keys of the object store and the registry, for the workers of this house: readable
+        by us alone."""
         facts = self.model_dump(mode="json")
         facts["objects"]["secret_key"] = self.objects.secret_key.get_secret_value()
+        facts["backends"]["registry"]["password"] = self.backends.registry.password.get_secret_value()
         facts["quotas"] |= {"webhook": ""}
         facts["imports"] |= {"hf_token": "", "s3_access_key": "", "s3_secret_key": ""}
         draft = path.with_suffix(".draft")
@@ -123,7 +130,13 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         guests = Guests(database, vault, computes, changes)
         stack.push_async_callback(guests.close)
         quotas = quotas_of(database, audit, changes, settings.quotas, settings.objects, settings.backends)
-        environments = Environments(database, audit, changes, computes, settings.backends, quotas=quotas)
+        images = Images(database, audit, changes, settings.backends.registry, settings.backends.images)
+        registry = Registry(settings.backends.registry) if settings.backends.registry.url else None
+        if registry is not None:
+            stack.push_async_callback(registry.close)
+        environments = Environments(
+            database, audit, changes, computes, settings.backends, quotas=quotas, images=images
+        )  # fmt: skip
         await environments.activity.start()
         stack.push_async_callback(environments.activity.close)
         uploads = Uploads(database, store, audit, changes, settings.objects, quotas=quotas)
@@ -134,7 +147,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         stack.push_async_callback(tree.moves.close)
         artifacts = Artifacts(database, audit, changes, store)
         kept = ArtifactTree(database, artifacts, store, uploads.budget)
-        files = Files(tree, environments, guests, artifacts=kept)
+        shelf = ImageShelf(database, audit, store, uploads, images, settings.backends.images, tree)
+        files = Files(tree, environments, guests, artifacts=kept, images=shelf)
         stack.push_async_callback(files.close)
         yield Services(
             database=database,
@@ -152,6 +166,10 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             uploads=uploads,
             transfers=Transfers(database, audit, changes, uploads),
             imports=Imports(database, audit, changes, files, vault, settings.imports, own=settings.objects),
+            images=images,
+            image_care=ImageCare(database, audit, images, computes, registry),
+            registry=registry,
+            archives=Archives(database),
             links=Links(tree, audit, settings.objects),
             moves=tree.moves,
             store=store,

@@ -1,7 +1,7 @@
 """The one tree that people see: what is stored, and the files inside their running environments, joined.
 
-`/envs/<environment>/…` leads to `environment_files`, `/artifacts/…` to what environments left, everything else to the
-tree of stored data. No rule of its own.
+`/envs/<environment>/…` leads to `environment_files`, `/artifacts/…` to what environments left, `/images/…` to
+`archives.shelf`, everything else to the tree of stored data. No rule of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ What is here
 /models/<name>/<version>/...     its models, the same way
 /shared/<workspace>/...          what other workspaces share with yours, to read
 /artifacts/<name>/...            what environments had in /gemini/output when they were deleted, to read
+/images/<name>_<tag>.tar         put an archive of an image here (docker save): it becomes the image name:tag
 /envs/<environment>/...          your home directory inside each of your running environments
 /README.txt                      this text
 
@@ -37,6 +38,7 @@ between them, moving is not possible.
 """
 _README_NODE = Node("README.txt", is_directory=False, size=len(README), mode=0o444)
 _ROOT = Node("/", is_directory=True, mode=0o755)
+_IMAGES = Node("images", is_directory=True, mode=0o755)
 _ENVS = Node("envs", is_directory=True, mode=0o555)
 _ARTIFACTS = Node("artifacts", is_directory=True, mode=0o555)
 
@@ -59,10 +61,17 @@ class Files:
     """These trees under one root; a `storage.tree.Tree`."""
 
     def __init__(
-        self, data: Tree, environments: Environments, guests: Guests, *, artifacts: Tree | None = None
+        self,
+        data: Tree,
+        environments: Environments,
+        guests: Guests,
+        *,
+        artifacts: Tree | None = None,
+        images: Tree | None = None,
     ) -> None:
         self._data = data
         self._artifacts = artifacts
+        self._images = images
         self._environments = EnvironmentTree(environments, guests)
 
     async def close(self) -> None:
@@ -129,7 +138,7 @@ class Files:
         tree, inner = self._find_changeable(old)
         other, target = self._find_changeable(new)
         if tree is not other:
-            raise BadInput("files cannot be renamed between /envs, /artifacts and the rest: copy them")
+            raise BadInput("files cannot be renamed between /envs, /artifacts, /images and the rest: copy them")
         await tree.rename(caller, inner, target, replace=replace)
 
     async def set_mtime(self, caller: Caller, path: str, seconds: int) -> None:
@@ -151,6 +160,7 @@ class Files:
     async def _root(self, caller: Caller) -> Sequence[Node]:
         nodes = {"README.txt": _README_NODE, "envs": _ENVS}
         nodes |= {"artifacts": _ARTIFACTS} if self._artifacts is not None else {}
+        nodes |= {"images": _IMAGES} if self._images is not None else {}
         async for node in self._data.list(caller, "/"):
             nodes.setdefault(node.name, node)
         return [nodes[name] for name in sorted(nodes)]
@@ -162,6 +172,8 @@ class Files:
             return self._environments, path[len("/envs") :]
         if self._artifacts is not None and (path + "/").startswith("/artifacts/"):
             return self._artifacts, path[len("/artifacts") :] or "/"
+        if self._images is not None and (path + "/").startswith("/images/"):
+            return self._images, path[len("/images") :] or "/"
         return self._data, path
 
     def _find_changeable(self, path: str) -> tuple[Tree, str]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.archives.views import Archives
 from backends.compute.contract import Compute
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
+from backends.images import Images
 from backends.imports import Imports
+from backends.registry import Registry
 from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.artifacts import Artifacts
@@ -63,6 +67,11 @@ class Services:
     uploads: Uploads
     transfers: Transfers
     imports: Imports
+    images: Images
+    image_care: ImageCare
+    registry: Registry | None
+    """Where images are kept; None: nowhere."""
+    archives: Archives
     links: Links
     moves: Moves
     store: ObjectStore

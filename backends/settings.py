@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from backends.schedule import zone_of
+from storage.access import is_loopback
 from storage.names import is_resource
 from storage.settings import Group
 
@@ -354,6 +355,89 @@ class ImportSettings(Group):
     """Buckets that may be imported from. Empty: all that the keys may read."""
 
 
+class RegistrySettings(Group):
+    url: str = ""
+    """`https://host[:port]` of a registry (Harbor, `registry:2`, any other that speaks the Registry API v2) that keeps
+    the images of this house; the machines with Docker must reach it under this very name. Empty: Ashore runs Debian's
+    `docker-registry` as its own child on this machine, if it is installed; Docker on other machines cannot reach it."""
+    user: str = ""
+    """User or robot account that may push, pull and delete there."""
+    password: SecretStr = SecretStr("")
+    """Its password or token. It goes to Docker engines with each pull and is stored on none of them."""
+    project: str = ""
+    """Harbor: the project that all images are kept in. Other registries: a first part of their names, may be empty."""
+    ca_file: str = ""
+    """PEM file with the authority that signed the registry's certificate. Empty: the system's authorities. Docker
+    engines read their own: /etc/docker/certs.d/HOST/ca.crt on each machine."""
+    insecure: bool = False
+    """Accept any certificate, or plain http://, from this registry. Only for a closed network; each Docker engine must
+    say so as well (`insecure-registries`)."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        parts = urlsplit(self.url)
+        if self.url and (
+            parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None
+            or parts.path not in ("", "/") or parts.query
+        ):  # fmt: skip
+            raise ValueError("url must be https://HOST[:PORT], with user, password and project in their own settings")
+        if parts.scheme == "http" and not self.insecure and not is_loopback(parts.hostname or ""):
+            raise ValueError("http:// needs insecure = true: passwords and images go over the network readable")
+        if self.project and not all(map(is_resource, self.project.split("/"))):
+            raise ValueError("project must look like name or name/name")
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """It is reached from the gateway's own machine only."""
+        return is_loopback(urlsplit(self.url).hostname or "")
+
+    @property
+    def prefix(self) -> str:
+        """What the references of all images kept here begin with: `host:port/` or `host/project/`; empty if none."""
+        host = urlsplit(self.url).netloc
+        return host and "/".join(filter(None, (host, self.project))) + "/"
+
+
+class OfficialImageSettings(Group):
+    name: str
+    """What people write after --image: `pytorch:2.4`, without a host."""
+    reference: str
+    """What Docker pulls for it: `docker.io/pytorch/pytorch:2.4.1-cuda12.4-cudnn9-runtime`, best with its digest."""
+    title: str = ""
+    """One line that says what is in it."""
+    architecture: str = ""
+    """Of the processors that it is for, `amd64` or `arm64`. Empty: not told."""
+    cuda: str = ""
+    """Version of CUDA inside. Empty: none, or not told."""
+    driver: str = ""
+    """NVIDIA driver that it needs on the host, such as `>=550`."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        name, _, tag = value.partition(":")
+        if not is_resource(name) or not is_resource(tag):
+            raise ValueError("write NAME:TAG, each of a-z 0-9 . _ -")
+        return value
+
+
+class ImageSettings(Group):
+    official: tuple[OfficialImageSettings, ...] = ()
+    """Images that everybody is offered by a short name."""
+    archive_hours: Annotated[float, Field(gt=0)] = 6.0
+    """An archive of an image that has not become one, interrupted uploads included, is thrown away this long after its
+    last byte, hours."""
+    archive_gib: Annotated[float, Field(gt=0)] = 100.0
+    """Size that an archive may have, and the image in it unpacked, GiB."""
+    archive_files: Annotated[int, Field(ge=16)] = 10_000
+    """Entries that an archive may have."""
+    archive_ratio: Annotated[float, Field(ge=2)] = 200.0
+    """How many times its size a compressed archive or layer may unpack to; what is more is made to fill disks."""
+    archives_parallel: Annotated[int, Field(ge=1)] = 1
+    """Archives that are read at once; more wait in the order of their arrival."""
+
+
 class BackendSettings(Group):
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
@@ -364,6 +448,10 @@ class BackendSettings(Group):
     lifecycle: LifecycleSettings = LifecycleSettings()
     """When environments are stopped, started or deleted without anybody asking. Which of these rules one goes by is
     said when it is made: `env create --lifecycle`."""
+    images: ImageSettings = ImageSettings()
+    """What environments are made from."""
+    registry: RegistrySettings = RegistrySettings()
+    """Where images are kept that people build or bring."""
     machines: Mapping[str, MachineSettings] = {}
     """Existing machines, reached over SSH; NAME is what people write after --compute."""
 

@@ -25,14 +25,18 @@ from backends.gpu_use import GpuSigns
 from backends.mounts import EnvironmentData
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.archives import ArchiveReconciler
 from backends.reconcilers.artifacts import ArtifactReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
+from backends.reconcilers.images import ImageReconciler
 from backends.reconcilers.imports import ImportReconciler
+from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
+from backends.settings import BackendSettings
 from gateway import tuning
 from gateway.bans import Bans
 from gateway.doorstep import Doorstep
@@ -67,7 +71,7 @@ async def serve(settings: Settings, data: Path) -> int:
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(data))
         port = stack.enter_context(_open_port(settings))
-        house_settings = await _prepare(stack, settings, data, port.getsockname()[1])
+        house_settings, registry = await _prepare(stack, settings, data, port.getsockname()[1])
         services = await stack.enter_async_context(open_services(house_settings, data))
         store_is_there = await _recover(services)
         menu = MenuWorkers(data, data / "run" / "house.json", count=settings.gateway.menu_workers)
@@ -75,7 +79,7 @@ async def serve(settings: Settings, data: Path) -> int:
         stack.push_async_callback(menu.close)
         host_key = await asyncio.to_thread(_host_key, data / "ssh_host_ed25519_key")
         house = _house(settings, services, menu, host_key)
-        await stack.enter_async_context(_running(house, data, store_is_there=store_is_there))
+        await stack.enter_async_context(_running(house, data, registry, store_is_there=store_is_there))
         acceptor = await _listen(house, host_key, port)
         address = services.address
         for line in await first_start(
@@ -108,8 +112,10 @@ class _only_one:
         self._file.close()
 
 
-async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: int) -> HouseSettings:
-    """Schema, object store and guest tree, side by side; the settings that the lower storeys get."""
+async def _prepare(
+    stack: AsyncExitStack, settings: Settings, data: Path, port: int
+) -> tuple[HouseSettings, EmbeddedRegistry]:
+    """Schema, object store and guest tree, side by side; the settings that the lower storeys get, and our registry."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_migrate(settings, data), name="migrations")
         group.create_task(_build_guest(data), name="guest tree")
@@ -117,19 +123,21 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
+        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+        backends = await _with_registry(stack, settings, registry)
     house_settings = HouseSettings(
         database=settings.database,
         objects=objects,
         embedded_objects=not settings.objects.endpoint,
         audit=settings.audit,
         quotas=settings.quotas,
-        backends=settings.backends,
+        backends=backends,
         imports=settings.imports,
         public_host=settings.gateway.public_name or socket.gethostname(),
         public_port=port,
     )
     house_settings.save(data / "run" / "house.json")
-    return house_settings
+    return house_settings, registry
 
 
 async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path) -> ObjectSettings:
@@ -139,6 +147,15 @@ async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path)
     stack.push_async_callback(store.close)
     own = ("endpoint", "access_key", "secret_key", "bucket", "region", "ca_file", "insecure")
     return wanted.model_copy(update={name: getattr(store.settings, name) for name in own})
+
+
+async def _with_registry(stack: AsyncExitStack, settings: Settings, own: EmbeddedRegistry) -> BackendSettings:
+    """The settings with a registry that serves, if the machine has the program for one of our own."""
+    wanted = settings.backends
+    if wanted.registry.url:
+        return wanted
+    stack.push_async_callback(own.close)
+    return wanted.model_copy(update={"registry": await own.start(wanted.registry)})
 
 
 async def _migrate(settings: Settings, data: Path) -> None:
@@ -207,7 +224,9 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 
 
 @asynccontextmanager
-async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIterator[None]:
+async def _running(
+    house: House, data: Path, own_registry: EmbeddedRegistry, *, store_is_there: bool
+) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
     sites = Sites(data, services.store, services.audit, house.settings.backends, services.computes, services.uses)
@@ -220,6 +239,7 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, sites),
         outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
+        images=services.images,
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -229,6 +249,12 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
     importer = ImportReconciler(
         services.database, services.audit, services.changes, services.accounts, services.files,
         services.imports.vault, house.settings.imports,
+    )  # fmt: skip
+    registry = services.registry
+    images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
+    archives = ArchiveReconciler(
+        services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
+        registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
     )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
@@ -251,6 +277,8 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
             ArtifactReconciler(services.artifacts, services.changes).run(), name="artifacts reconciler"
         ),
         asyncio.create_task(importer.run(), name="imports reconciler"),
+        asyncio.create_task(images.run(), name="images reconciler"),
+        asyncio.create_task(archives.run(), name="archives reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),

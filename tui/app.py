@@ -23,6 +23,7 @@ from tui.screens.environments import EnvironmentsScreen
 from tui.screens.files import FilesScreen
 from tui.screens.help import HelpScreen
 from tui.screens.hosts import HostsScreen
+from tui.screens.images import ImagesScreen
 from tui.screens.keys import KeysScreen
 from tui.screens.logs import LogsScreen
 from tui.screens.sessions import SessionsScreen
@@ -38,6 +39,7 @@ from tui.widgets.page import Page, say
 _PLACES: dict[str, type[Page]] = {
     "files": FilesScreen,
     "datasets": DatasetsScreen,
+    "images": ImagesScreen,
     "keys": KeysScreen,
     "sessions": SessionsScreen,
     "uploads": UploadsScreen,
@@ -47,7 +49,7 @@ _PLACES: dict[str, type[Page]] = {
 }
 _SHORT = {
     "f": "files", "data": "datasets", "t": "datasets", "models": "datasets", "k": "keys", "s": "sessions",
-    "u": "uploads", "w": "usage", "stats": "usage", "h": "help", "?": "help",
+    "u": "uploads", "i": "images", "w": "usage", "stats": "usage", "h": "help", "?": "help",
 }  # fmt: skip
 
 

@@ -74,6 +74,11 @@ class WorkloadSpec:
     owner: str
     workspace: str
     image: str = ""
+    """A reference that its engine can pull."""
+    image_title: str = ""
+    """What people call it; empty: the same."""
+    image_auth: str = field(default="", repr=False)
+    """The login for its registry, as the header `X-Registry-Auth` has it; used for the pull and kept nowhere."""
     cpus: float = 0.0
     """Cores; 0: no limit."""
     memory: int = 0
@@ -203,6 +208,20 @@ class HasOutput(Protocol):
         Its first entry is the folder itself; all other names begin with that one's. No link is followed. NotFound:
         there is no such folder, or no such workload any more. Unavailable: it cannot be read now, or not to its end.
         """
+        ...
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """An optional power of a compute: it keeps images, and takes them before they are needed."""
+
+    @property
+    def is_here(self) -> bool:
+        """It is on the gateway's own machine."""
+        ...
+
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
+        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
         ...
 
 

@@ -17,6 +17,7 @@ from backends.compute.contract import Compute, Found, Mount, Progress, State, Wo
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
+from backends.images import Source
 from backends.outputs import Outputs
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
@@ -74,6 +75,14 @@ class Data(Protocol):
         ...
 
 
+class Sources(Protocol):
+    """Where images come from. `backends.images.Images` is the real one."""
+
+    async def source(self, environment: Environment) -> Source:
+        """What its engine pulls, and with which login."""
+        ...
+
+
 def _is_to_run(row: Environment) -> bool:
     return row.wish is Wish.RUNNING
 
@@ -92,9 +101,11 @@ class EnvironmentReconciler:
         clock: Clock = now,
         data: Data | None = None,
         outputs: Outputs | None = None,
+        images: Sources | None = None,
     ) -> None:
         self._data = data
         self._outputs = outputs
+        self._images = images
         self._rows = EnvironmentRows(database, audit, changes, Reservations(settings), clock)
         self._computes = computes
         self._guests = guests
@@ -263,10 +274,12 @@ class EnvironmentReconciler:
         return not await self._while_wished(seen, self._data.fetch(seen, lines.set), lines)
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
+        source = await self._images.source(environment) if self._images else Source(environment.image)
         files = await self._guests.prepare(environment)
         spec = WorkloadSpec(
             id=environment.id, name=environment.name, owner=environment.owner_name,
-            workspace=await self._rows.workspace_name(environment.workspace_id), image=environment.image,
+            workspace=await self._rows.workspace_name(environment.workspace_id), image=source.reference,
+            image_title=environment.image, image_auth=source.auth,
             cpus=environment.cpus, memory=environment.memory,
             variables={name: str(value) for name, value in environment.variables.items()}, guest_files=files,
             gpus=tuple(environment.cards),

@@ -15,6 +15,7 @@ from storage.records.base import Record, new_id
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
+from storage.records.image import ArchiveState, Image, ImageArchive, ImageKind, ImageState
 from storage.records.importing import Import, ImportFile, ImportState
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
 from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
@@ -23,6 +24,7 @@ from storage.records.user import Invite, SshKey, User, Workspace
 
 __all__ = [
     "UNLIMITED",
+    "ArchiveState",
     "Artifact",
     "ArtifactState",
     "Asset",
@@ -42,6 +44,10 @@ __all__ = [
     "Holder",
     "Host",
     "HostState",
+    "Image",
+    "ImageArchive",
+    "ImageKind",
+    "ImageState",
     "Import",
     "ImportFile",
     "ImportState",

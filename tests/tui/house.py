@@ -14,11 +14,13 @@ from typing import Any, cast
 
 from sqlalchemy import update
 
+from backends.archives.views import Archives
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
 from backends.hosts import Hosts
+from backends.images import Images
 from backends.services import Address
-from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings
+from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings, RegistrySettings
 from backends.usage import Loads
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -165,7 +167,11 @@ class House:
             machines={"box": _machine_of("bob")},
         )
         self.quotas = Quotas(database, audit, changes)
-        self.environments = Environments(database, audit, changes, self.computes, settings, quotas=self.quotas)
+        self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
+        self.archives = Archives(database)
+        self.environments = Environments(
+            database, audit, changes, self.computes, settings, quotas=self.quotas, images=self.images
+        )  # fmt: skip
         self.hosts = Hosts(database, audit, changes, settings)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
@@ -203,7 +209,7 @@ class House:
     def services(self) -> Any:
         return SimpleNamespace(
             database=self.database, changes=self.changes, accounts=self.accounts,
-            quotas=self.quotas, sessions=self.sessions,
+            quotas=self.quotas, sessions=self.sessions, images=self.images, archives=self.archives,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),

@@ -5,6 +5,7 @@ the Engine has them; what an environment makes of them is `driver`'s business.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
@@ -65,16 +66,19 @@ class Engine:
         return answer
 
     # ---- images ----------------------------------------------------------------------------------------------
-    async def image(self, name: str, progress: Progress) -> JSON:
-        """The image `name`, pulled if it is not here; BadInput if nobody has it."""
+    async def image(self, name: str, progress: Progress, *, title: str = "", auth: str = "") -> JSON:
+        """The image `name`, pulled if it is not here; BadInput if nobody has it.
+
+        `title` is what people call it, `auth` the login that its registry wants: it goes with this pull and no other.
+        """
         with translated():
             try:
                 return await self._docker.images.inspect(name)
             except DockerError as error:
                 if error.status != 404:
                     raise
-            progress(f"pulling {name}")
-            await self._pull(name, progress)
+            progress(f"pulling {title or name}")
+            await self.pull(name, progress, title or name, auth)
             return await self._docker.images.inspect(name)
 
     async def known_image(self, name: str) -> JSON | None:
@@ -82,10 +86,12 @@ class Engine:
         with translated():
             return await _or_none(self._docker.images.inspect(name))
 
-    async def _pull(self, name: str, progress: Progress) -> None:
+    async def pull(self, name: str, progress: Progress, title: str, auth: str) -> None:
+        """Ask its registry for it, whether it is here or not."""
         layers: dict[str, tuple[int, int]] = {}
+        login = json.loads(base64.urlsafe_b64decode(auth)) if auth else None
         try:
-            async for line in self._docker.images.pull(name, stream=True):
+            async for line in self._docker.images.pull(name, stream=True, auth=login):
                 amounts = line.get("progressDetail") or {}
                 if line.get("status") == "Downloading" and amounts.get("total"):
                     layers[line["id"]] = (amounts.get("current", 0), amounts["total"])
@@ -95,12 +101,12 @@ class Engine:
                 ):
                     size = layers[line["id"]][1]
                     layers[line["id"]] = (size, size)
-                progress(pull_line(name, layers))
+                progress(pull_line(title, layers))
         except DockerError as error:
             if error.status == _NO_CONNECTION or _NO_SPACE in error.message:
                 raise
             said = printable(error.message, limit=200)
-            raise BadInput(f"there is no image '{name}' here, and no registry gave it ({said})") from error
+            raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
     # ---- containers ------------------------------------------------------------------------------------------
     def container(self, name: str) -> DockerContainer:
