@@ -48,6 +48,8 @@ class Far:
     def __init__(self, compute: DockerCompute, directory: Path, audit: AuditTrail) -> None:
         self.compute, self.directory, self.audit = compute, directory, audit
         self.store = MemoryStore()
+        self.mark = secrets.token_hex(6)
+        """In the names of all its volumes: others may use the same engine meanwhile."""
         self.used: set[str] = set()
         self.gets: list[str] = []
         self.store.fault = self.count
@@ -73,7 +75,13 @@ class Far:
         return self.wanted(name, sealed=sealed)
 
     def wanted(self, name: str, *, sealed: bool = True) -> Wanted:
-        return Wanted(name, f"data {name}:v1", f"datasets/main/{name}/v1/", sealed, IMAGE)
+        return Wanted(self.id(name), f"data {name}:v1", f"datasets/main/{name}/v1/", sealed, IMAGE)
+
+    def id(self, name: str) -> str:
+        return f"{self.mark}-{name}"
+
+    def entry(self, name: str) -> Path:
+        return self.directory / self.id(name)
 
     async def fetch(self, wanted: Wanted) -> list[str]:
         said: list[str] = []
@@ -82,7 +90,7 @@ class Far:
         return said
 
     async def volume(self, name: str) -> str:
-        mount = await self.cache.mount(name, "/gemini/data-1")
+        mount = await self.cache.mount(self.id(name), "/gemini/data-1")
         assert isinstance(mount, VolumeMount)
         return mount.volume
 
@@ -96,7 +104,10 @@ class Far:
         return {path.decode().removeprefix("./"): digest for digest, path in lines}
 
     def volumes(self) -> list[str]:
-        return sorted(_docker("volume", "ls", "-q", "--filter", "label=ashore.data"))
+        return sorted(_docker("volume", "ls", "-q", "--filter", f"name=ashore-data-{self.mark}"))
+
+    def helpers(self) -> list[str]:
+        return _docker("ps", "-aq", "--filter", f"name={self.mark}")
 
 
 def sums(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -111,13 +122,12 @@ def _docker(*words: str) -> list[str]:
 @pytest.fixture
 async def far(tmp_path: Path, guest: Path, sshd: Sshd, audit: AuditTrail) -> AsyncIterator[Far]:
     compute = DockerCompute(guest, DockerSettings(), sshd.host(), name="docker/far")
-    before = _docker("volume", "ls", "-q")
     far = Far(compute, tmp_path / "cache-hosts" / "far", audit)
     yield far
     await compute.close()
-    assert _docker("ps", "-aq", "--filter", "label=ashore.fill") == []
-    for volume in set(_docker("volume", "ls", "-q")) - set(before):
-        _docker("volume", "rm", volume)
+    assert far.helpers() == []
+    for volume in (*far.volumes(), *_docker("volume", "ls", "-q", "--filter", f"name=ashore-guest-{guest.name}")):
+        subprocess.run(["docker", "volume", "rm", volume], check=False, capture_output=True, timeout=60)
 
 
 async def test_files_are_there_as_they_were_sent(far: Far, database: Database) -> None:
@@ -219,10 +229,11 @@ async def test_cut_off_it_goes_on_where_it_was(far: Far, monkeypatch: pytest.Mon
 async def test_helpers_of_a_crash_go_with_the_sweep(far: Far) -> None:
     await far.fetch(await far.version("a", {"f": b"x"}))
     volume = await far.volume("a")
-    _docker("create", "--label", f"ashore.fill={volume}", "-v", f"{volume}:/v", IMAGE)
+    _docker("create", "--name", f"{volume}-run", "--label", f"ashore.fill={volume}", "-v", f"{volume}:/v", IMAGE)
     other = _docker("create", "--label", "ashore.fill=ashore-data-of-another-house", IMAGE)
     await far.cache.sweep(_all)
-    assert _docker("ps", "-aq", "--no-trunc", "--filter", "label=ashore.fill") == other
+    assert far.helpers() == []
+    assert set(other) <= set(_docker("ps", "-aq", "--no-trunc"))
     _docker("rm", *other)
 
 
@@ -268,7 +279,8 @@ async def test_the_store_and_the_host_fail(
         await other.fetch(wanted)
     await compute.close()
     broken.process.wait(timeout=20)
-    _docker("rm", "-f", *_docker("ps", "-aq", "--filter", f"label=ashore.fill={await other.volume('b')}"))
+    _docker("rm", "-f", *other.helpers())
+    _docker("volume", "rm", *other.volumes())
 
 
 # ---- room --------------------------------------------------------------------------------------------------------
@@ -283,15 +295,15 @@ async def test_room_is_made_and_what_is_mounted_stays(far: Far, monkeypatch: pyt
     versions = {name: await far.version(name, {"f": bytes(MIB)}) for name in "abcd"}
     for seconds, name in enumerate("abc"):
         await far.fetch(versions[name])
-        os.utime(far.directory / name / "state.json", (seconds, seconds))
-    far.used = {"a"}
+        os.utime(far.entry(name) / "state.json", (seconds, seconds))
+    far.used = {far.id("a")}
     await far.fetch(versions["d"])
-    assert sorted(path.name for path in far.directory.iterdir()) == ["a", "c", "d"]
+    assert sorted(path.name[-1] for path in far.directory.iterdir()) == ["a", "c", "d"]
     assert len(far.volumes()) == 3
-    far.used = {"a", "c", "d"}
+    far.used = {far.id(name) for name in "acd"}
     with pytest.raises(OverQuota, match=r"there is no room for data b:v1 on the host far"):
         await far.fetch(versions["b"])
-    far.used = {"c"}
+    far.used = {far.id("c")}
     far.again(gib=1)
     await far.cache.sweep(_all)
     assert far.volumes() == [await far.volume("c")]
@@ -303,7 +315,7 @@ async def test_deleted_versions_go(far: Far) -> None:
     async def nothing(names: Collection[str]) -> Collection[str]:
         return ()
 
-    far.used = {"a"}
+    far.used = {far.id("a")}
     await far.cache.sweep(nothing)
     assert len(far.volumes()) == 1
     far.used = set()
@@ -321,7 +333,7 @@ async def test_a_volume_that_somebody_else_mounts_is_left(far: Far) -> None:
         return ()
 
     await far.cache.sweep(nothing)
-    assert (far.directory / "a" / "state.json").exists()
+    assert (far.entry("a") / "state.json").exists()
     _docker("rm", *held)
     assert await far.inside("a") == sums({"f": b"kept"})
 
