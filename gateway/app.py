@@ -251,7 +251,10 @@ async def _running(
         services.imports.vault, house.settings.imports,
     )  # fmt: skip
     registry = services.registry
-    images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
+    images = ImageReconciler(
+        services.database, services.audit, services.changes, registry, own_registry, images=services.images,
+        computes=services.computes,
+    )  # fmt: skip
     archives = ArchiveReconciler(
         services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
         registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,

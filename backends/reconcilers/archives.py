@@ -99,15 +99,18 @@ class ArchiveReconciler:
     async def look(self) -> Sequence[str]:
         """Ids of the archives that need something: new ones, those under way, those whose object must go."""
         await self._uploads.parked.expire(self._keep, ROOT)
-        async with self._database.writing() as tx:
-            await tx.execute(delete(ImageArchive).where(ImageArchive.finished < self._clock() - _KEEP))
+        async with self._database.reading() as tx:
             facts = {(fact.key, fact.etag): fact for fact in await tx.scalars(select(FileFact).where(below(ROOT)))}
             known = {(row.key, row.etag): row for row in await tx.scalars(select(ImageArchive))}
-            for place, fact in facts.items():
-                if place not in known and (row := await self._received(tx, fact)) is not None:
-                    tx.add(row)
-                    known[place] = row
-            await tx.flush()
+        oldest = self._clock() - _KEEP
+        new = [fact for place, fact in facts.items() if place not in known]
+        if new or any(row.finished is not None and row.finished < oldest for row in known.values()):
+            async with self._database.writing() as tx:
+                await tx.execute(delete(ImageArchive).where(ImageArchive.finished < oldest))
+                made = [row for fact in new if (row := await self._received(tx, fact)) is not None]
+                tx.add_all(made)
+                await tx.flush()
+            known |= {(row.key, row.etag): row for row in made}
         return [row.id for place, row in known.items() if not row.state.is_over or place in facts]
 
     async def act(self, archive_id: str) -> None:

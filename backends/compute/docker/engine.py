@@ -108,6 +108,15 @@ class Engine:
             said = printable(error.message, limit=200)
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
+    async def drop_image(self, name: str) -> None:
+        """No-op when it is not here, or in use."""
+        with translated():
+            try:
+                await self._docker.images.delete(name)
+            except DockerError as error:
+                if error.status not in (404, 409):
+                    raise
+
     # ---- containers ------------------------------------------------------------------------------------------
     def container(self, name: str) -> DockerContainer:
         return self._docker.containers.container(name)
