@@ -14,12 +14,14 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from backends.applications import Applications
 from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
 from backends.imports import Imports
+from backends.published import PublishedPorts
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
 from backends.usage import Loads
@@ -152,6 +154,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             store=store,
             files=files,
             environments=environments,
+            applications=Applications(database, audit, changes, environments, vault, environments.planner.applications),
+            published=PublishedPorts(database, audit, changes, environments, settings.backends.ports),
             loads=Loads(computes),
             hosts=Hosts(database, audit, changes, settings.backends),
             guests=guests,

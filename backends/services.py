@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.applications import Applications
 from backends.compute.contract import Compute
 from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
 from backends.imports import Imports
+from backends.published import PublishedPorts
 from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.assets import Datasets
@@ -66,6 +68,8 @@ class Services:
     store: ObjectStore
     files: Files
     environments: Environments
+    applications: Applications
+    published: PublishedPorts
     loads: Loads
     hosts: Hosts
     guests: Guests

@@ -12,6 +12,7 @@ from backends.lifecycle import Due, LifecycleChoice, coming_words, span_words
 from backends.mounts import Choice
 from backends.planning import Request
 from gateway.commands.context import Context
+from gateway.commands.env_access import ACCESS, PORTS, condition_row, port_number
 from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, duration, size
@@ -90,7 +91,16 @@ def _farewell(context: Context, environment: Environment) -> str:
 
 
 async def _set(context: Context, options: argparse.Namespace) -> None:
-    environments = context.services.environments
+    environments, published = context.services.environments, context.services.published
+    if not (options.lifecycle or options.publish or options.unpublish):
+        raise Usage("say what to change: --lifecycle, --publish or --unpublish")
+    for port in options.unpublish:
+        await published.unpublish(context.caller, options.name, port)
+    for port in options.publish:
+        await published.publish(context.caller, options.name, port)
+    if not options.lifecycle:
+        await _print(context, await environments.show(context.caller, options.name), options)
+        return
     environment = await environments.set_lifecycle(context.caller, options.name, _choice(options))
     await _print(context, environment, options)
     if environment.lifecycle is Lifecycle.EPHEMERAL:
@@ -150,7 +160,13 @@ async def _logs(context: Context, options: argparse.Namespace) -> None:
         context.out(_log_line(rest))
 
 
-def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | None = None) -> Row:
+def as_row(
+    environment: Environment,
+    mounts: Sequence[Row] = (),
+    coming: Due | None = None,
+    applications: Sequence[Row] = (),
+    ports: Sequence[Row] = (),
+) -> Row:
     """What programs get to see of an environment; the values of its variables may be secrets."""
     return {
         "id": environment.id,
@@ -169,6 +185,8 @@ def as_row(environment: Environment, mounts: Sequence[Row] = (), coming: Due | N
         "gpu_model": environment.gpu_model,
         "variables": sorted(environment.variables or {}),
         "mounts": list(mounts),
+        "applications": list(applications),
+        "ports": list(ports),
         "progress": environment.progress,
         "reason": environment.reason,
         "created": environment.created,
@@ -218,17 +236,22 @@ async def _print(context: Context, environment: Environment, options: argparse.N
     if not options.json:
         row = {**row, "memory": _memory(environment.memory), "cpus": _cores(environment.cpus), "mounts": _mounts(row)}
         row |= _gpus(environment)
+        row |= {"applications": _applications(row), "ports": _ports(row)}
     facts(context, row, as_json=options.json)
 
 
 async def _rows(context: Context, environments: Sequence[Environment]) -> list[Row]:
     found = await context.services.environments.mounts(context.caller, environments)
     workspace = context.caller.workspace
+    applications = await context.services.applications.of(context.caller, environments)
+    ports = await context.services.published.of(context.caller, environments)
     return [
         as_row(
             one,
             [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())],
             context.services.environments.due(one),
+            [condition_row(condition) for condition in applications.get(one.id, ())],
+            [{"port": port.port, "external_port": port.external_port} for port in ports.get(one.id, ())],
         )
         for one in environments
     ]
@@ -243,6 +266,20 @@ def _mounts(row: Row) -> list[str]:
     mounts = row["mounts"]
     assert isinstance(mounts, list)
     return [f"{one['path']}={one['version']}" for one in mounts]
+
+
+def _applications(row: Row) -> list[str]:
+    """`jupyter running`, as people read them."""
+    found = row["applications"]
+    assert isinstance(found, list)
+    return [f"{one['name']} {one['state']}" + (f" ({one['reason']})" if one["reason"] else "") for one in found]
+
+
+def _ports(row: Row) -> list[str]:
+    """`30001=8000`: the gateway's port and the one inside."""
+    found = row["ports"]
+    assert isinstance(found, list)
+    return [f"{one['external_port']}={one['port']}" for one in found]
 
 
 def _cores(cpus: float) -> str:
@@ -280,6 +317,8 @@ def _request(options: argparse.Namespace) -> Request:
         gpu_model=options.gpu_model,
         gpu_mode=options.gpu_mode,
         lifecycle=_choice(options),
+        applications=tuple(options.app),
+        ports=tuple(options.publish),
     )
 
 
@@ -316,9 +355,9 @@ def _name_and_tail(parser: Parser) -> None:
     parser.add_argument("--tail", metavar="LINES", type=int, default=200, help="how many lines (default 200)")
 
 
-def _lifecycle(parser: Parser, *, required: bool = False) -> None:
+def _lifecycle(parser: Parser, *, default: str = Lifecycle.PERSISTENT.value) -> None:
     parser.add_argument(
-        "--lifecycle", choices=[one.value for one in Lifecycle], default=Lifecycle.PERSISTENT.value, required=required,
+        "--lifecycle", choices=[one.value for one in Lifecycle], default=default,
         help="persistent (default): only you stop it; on-demand: sleeps when idle, wakes at login; scheduled: by the "
         "clock; ephemeral: deleted after its last session, with everything in it",
     )  # fmt: skip
@@ -337,7 +376,19 @@ def _lifecycle(parser: Parser, *, required: bool = False) -> None:
 
 def _name_and_lifecycle(parser: Parser) -> None:
     _name(parser)
-    _lifecycle(parser, required=True)
+    _lifecycle(parser, default="")
+    _publish(parser)
+    parser.add_argument(
+        "--unpublish", metavar="PORT", type=checked(port_number), action="append", default=[],
+        help="close a published port; may be repeated",
+    )  # fmt: skip
+
+
+def _publish(parser: Parser) -> None:
+    parser.add_argument(
+        "--publish", metavar="PORT", type=checked(port_number), action="append", default=[],
+        help="open this port of the environment to everybody who reaches the gateway, without SSH; may be repeated",
+    )  # fmt: skip
 
 
 def _new(parser: Parser) -> None:
@@ -381,6 +432,11 @@ def _new(parser: Parser) -> None:
         "--model", metavar="NAME[:VERSION]", type=_model, action="append", dest="data",
         help="a model, at /gemini/pretrain1 and so on; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--app", metavar="NAME", action="append", default=[],
+        help="a program that is kept running inside, such as jupyter or vnc; may be repeated; 'env access' leads there",
+    )  # fmt: skip
+    _publish(parser)
     _lifecycle(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made, and what forbids it")
     parser.add_argument("--wait", action="store_true", help="return when it runs; progress on stderr")
@@ -405,13 +461,16 @@ NOUN = Noun(
                 "env create train --lifecycle on-demand --idle 2h",
                 "env create desk --lifecycle scheduled --start-at '0 8 * * MON-FRI' --stop-at '0 20 * * *'",
                 "env create trial --lifecycle ephemeral --idle 30m",
+                "env create lab --app jupyter --wait",
                 "env create train --image debian:bookworm --dry-run",
             ),
         ),
         Verb(
-            "set", "choose another life cycle for an environment", _set, _name_and_lifecycle,
-            about="Its times count from now; what was chosen before is forgotten.",
-            examples=("env set train --lifecycle on-demand", "env set train --lifecycle persistent"),
+            "set", "choose another life cycle for an environment, open or close ports", _set, _name_and_lifecycle,
+            about="The times of a life cycle count from now; what was chosen before is forgotten. A published port\n"
+            "is open to everybody who reaches the gateway; the operator must have set a range for them.",
+            examples=("env set train --lifecycle on-demand", "env set train --publish 8000",
+                      "env set train --unpublish 8000"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),
@@ -424,5 +483,7 @@ NOUN = Noun(
         Verb("logs", "show the last lines of an environment's main program", _logs, _name_and_tail,
              examples=("env logs train", "env logs train --tail 1000")),
         STATS,
+        ACCESS,
+        PORTS,
     ),
 )  # fmt: skip

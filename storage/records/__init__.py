@@ -1,5 +1,6 @@
 """The domain model: one class per concept, with small pure methods and no I/O."""
 
+from storage.records.application import Application, ApplicationState
 from storage.records.asset import (
     Asset,
     AssetKind,
@@ -15,6 +16,7 @@ from storage.records.environment import Environment, EnvironmentKey, Environment
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
 from storage.records.importing import Import, ImportFile, ImportState
+from storage.records.published_port import PublishedPort
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
 from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
 from storage.records.upload import Move, Upload, UploadState
@@ -22,6 +24,8 @@ from storage.records.user import Invite, SshKey, User, Workspace
 
 __all__ = [
     "UNLIMITED",
+    "Application",
+    "ApplicationState",
     "Asset",
     "AssetKind",
     "AssetShare",
@@ -44,6 +48,7 @@ __all__ = [
     "ImportState",
     "Invite",
     "Lifecycle",
+    "PublishedPort",
     "Quota",
     "QuotaWarning",
     "Record",

@@ -11,10 +11,12 @@ from typing import Any, cast
 import asyncssh
 import pytest
 
+from backends.applications import Applications
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.published import PublishedPorts
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.services import Services
 from backends.settings import BackendSettings, EnvironmentSettings
@@ -176,6 +178,8 @@ async def services(
     reconciler = EnvironmentReconciler(database, audit, changes, computes, guests, settings)
     loop = asyncio.create_task(reconciler.run(), name="environments reconciler")
     uploads = Uploads(database, cast("Any", shelf), audit, changes, ObjectSettings())
+    environments = Environments(database, audit, changes, computes, settings, quotas=quotas)
+    templates = environments.planner.applications
     yield Services(
         database=database, audit=audit, changes=changes, accounts=accounts, quotas=quotas,
         sessions=Sessions(database, audit, changes),
@@ -186,7 +190,9 @@ async def services(
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
-        environments=Environments(database, audit, changes, computes, settings, quotas=quotas),
+        environments=environments,
+        applications=Applications(database, audit, changes, environments, Vault.in_directory(data_dir), templates),
+        published=PublishedPorts(database, audit, changes, environments, settings.ports),
         hosts=Hosts(database, audit, changes, settings), loads=Loads(computes), guests=guests, computes=computes,
     )  # fmt: skip
     loop.cancel()
