@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from backends.applications import Applications
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
 from backends.compute.registry import computes_of
@@ -24,6 +25,7 @@ from backends.hosts import Hosts
 from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.published import PublishedPorts
 from backends.registry import Registry
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
@@ -175,6 +177,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             store=store,
             files=files,
             environments=environments,
+            applications=Applications(database, audit, changes, environments, vault, environments.planner.applications),
+            published=PublishedPorts(database, audit, changes, environments, settings.backends.ports),
             loads=Loads(computes),
             hosts=Hosts(database, audit, changes, settings.backends, data),
             guests=guests,

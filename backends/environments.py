@@ -25,6 +25,7 @@ from backends.images import Images
 from backends.lifecycle import Due, LifecycleChoice, Step, check_keep_days, due, keep_days, warning
 from backends.mounts import begin_mounts, mount_variables
 from backends.planning import Plan, Planner, Request, amounts
+from backends.port_rows import begin_ports
 from backends.settings import BackendSettings
 from storage.access import Action, Caller, Destination, Owned, require
 from storage.audit import AuditTrail, Event
@@ -36,7 +37,7 @@ from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuot
 from storage.names import check_resource, check_user, printable
 from storage.quota_limits import RUNNING, QuotaLine, holds
 from storage.quotas import Owner, Quotas, refusals_of
-from storage.records import Environment, EnvironmentState, Lifecycle, User, Wish
+from storage.records import Application, Environment, EnvironmentState, Lifecycle, User, Wish
 from storage.uses import Mounted, Uses, mounted
 
 _MOST_LOG_LINES = 10_000
@@ -146,10 +147,13 @@ class Environments:
             facts |= {"image_digest": plan.image_digest} if plan.image_digest else {}
             facts |= {"host": plan.host} if plan.host else {}
             facts |= {"cpus": request.cpus, "memory": request.memory, "lifecycle": environment.lifecycle.value}
+            facts |= {"applications": list(request.applications)} if request.applications else {}
             facts |= {"gpus": list(plan.cards), "gpu_mode": plan.gpus.mode.value} if plan.cards else {}
             await self._audit.add(tx, Event.by(caller, Action.ENVIRONMENT_CREATE, thing=request.name, **facts))
             await tx.flush()
             await begin_mounts(tx, self._audit, caller, environment, plan.mounts, self._uses)
+            tx.add_all(Application(environment_id=environment.id, name=name) for name in request.applications)
+            await begin_ports(tx, self._audit, self._settings.ports, caller, environment, request.ports, self._clock)
         return environment
 
     async def start(self, caller: Caller, name: str) -> Environment:

@@ -37,6 +37,7 @@ IDLE = timedelta(minutes=5)
 """A connection without channels is closed after this time."""
 _TRIES = 2
 _LOOK_SECONDS = 30.0
+_SCRIPT_SECONDS = 30.0
 _ALIVE = (EnvironmentState.RUNNING, EnvironmentState.CREATING, EnvironmentState.STOPPING)
 
 _Place = tuple[str, str, int, str]
@@ -156,6 +157,18 @@ class Guests:
             if slot.task.cancelled():
                 raise Conflict(f"'{environment.name}' was stopped") from None
             raise
+
+    async def tell_shell(self, caller: Caller, environment: Environment, command: str, script: str) -> str:
+        """What `command`, which reads `script`, prints in this environment; its exit status is of no interest.
+
+        As for `connect`; Unavailable also: it was cut off, or took too long.
+        """
+        guest = await self.connect(caller, environment)
+        try:
+            done = await guest.run(command, input=script, timeout=_SCRIPT_SECONDS, errors="replace")
+        except (asyncssh.Error, TimeoutError, OSError) as error:
+            raise Unavailable(f"the shell of '{environment.name}' does not answer") from error
+        return str(done.stdout or "")
 
     async def release(self, owner: object) -> None:
         """Close the connections that forward this owner's agent."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import select
 
-from backends import machines
+from backends import application_templates, machines, port_rows
 from backends.compute.contract import Compute
 from backends.compute.places import host_of, kind_of
 from backends.gpus import GpuNeed, asked
@@ -60,6 +60,10 @@ class Request:
     """Part of the name of the model, or of a MIG profile. With it, or with a mode, 0 GPUs mean one."""
     gpu_mode: str = ""
     """`exclusive` (also what empty means), `shared`, `mig` or `none`."""
+    applications: Sequence[str] = ()
+    """Programs that are started in it, by the names of `application_templates`."""
+    ports: Sequence[int] = ()
+    """Ports inside that are published at once."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Planner:
         self._quotas = quotas
         self._images = images
         self._reservations = Reservations(settings)
+        self.applications = application_templates.templates_of(settings.applications)
+        """What may be asked for with `Request.applications`."""
         self.limits = Limits.of(settings.environments, Machine.here())
         """What one environment gets, and may have, on this machine. On a host it depends on that host."""
 
@@ -178,6 +184,9 @@ class Planner:
         request = placed.request
         refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
+        machine = compute if self.is_machine(compute) else ""
+        refusals += application_templates.refusals(self.applications, request.applications, machine=machine)
+        refusals += port_rows.refusals(self._settings.ports, request.ports)
         over = refusals_of(caller, quotas, amounts(request.cpus, request.memory, need.count, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
         refusals += over + list(against) + request.lifecycle.refusals()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.applications import Applications
 from backends.archives.views import Archives
 from backends.compute.contract import Compute
 from backends.environments import Environments
@@ -18,6 +19,7 @@ from backends.hosts import Hosts
 from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.published import PublishedPorts
 from backends.registry import Registry
 from backends.usage import Loads
 from storage.accounts import Accounts
@@ -77,6 +79,8 @@ class Services:
     store: ObjectStore
     files: Files
     environments: Environments
+    applications: Applications
+    published: PublishedPorts
     loads: Loads
     hosts: Hosts
     guests: Guests

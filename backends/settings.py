@@ -211,6 +211,47 @@ class MachineSettings(Group):
         return " ".join(words[:2])
 
 
+class ApplicationSettings(Group):
+    title: str
+    """What people read, such as `JupyterLab`."""
+    argv: tuple[str, ...] = Field(min_length=1)
+    """The program and its arguments. It must stay in the foreground and listen on 127.0.0.1. `{port}` is its port,
+    `{folder}` a folder that only its user reads, with the file `secret`, and `vncpasswd` where that is a password. A
+    program that ends with status 127 says that something is not installed."""
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    """Where it listens, inside the environment."""
+    secret: Literal["token", "password", "none"] = "token"
+    """What it asks of people: `token`, 43 characters; `password`, 8, as VNC takes no more; `none`."""
+    variable: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """Environment variable in which the program finds the secret. Empty: it reads the file."""
+    address: str = "http://127.0.0.1:{port}/"
+    """What people open. `{port}` is the port on their own machine, `{secret}` the secret."""
+    advice: str = ""
+    """One line about how to use it."""
+    install: str = ""
+    """What to do where it is missing, such as `pip install jupyterlab`."""
+
+
+class PortSettings(Group):
+    first: Annotated[int, Field(ge=0, le=65535)] = 0
+    """First of the gateway's ports that people may publish ports of their environments on. Everybody who reaches the
+    gateway reaches those, without SSH and without a key. 0: none, nothing is published."""
+    last: Annotated[int, Field(ge=0, le=65535)] = 0
+    """The last one."""
+    address: str = ""
+    """Address to listen on. Empty: all, IPv4 and IPv6."""
+    connections: Annotated[int, Field(ge=1)] = 256
+    """Connections that one published port may have at the same time."""
+    per_environment: Annotated[int, Field(ge=1)] = 8
+    """Ports that one environment may have published."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if bool(self.first) != bool(self.last) or self.last < self.first:
+            raise ValueError("first and last are a range of ports, such as 30001 and 30100, or both 0")
+        return self
+
+
 class GpuSettings(Group):
     shares: Annotated[int, Field(ge=1, le=64)] = 4
     """Environments that may have one card together, of those that ask for the mode `shared`. Docker divides neither
@@ -452,8 +493,20 @@ class BackendSettings(Group):
     """What environments are made from."""
     registry: RegistrySettings = RegistrySettings()
     """Where images are kept that people build or bring."""
+    ports: PortSettings = PortSettings()
+    """Ports of environments that are open without SSH: `env create --publish`."""
+    applications: Mapping[str, ApplicationSettings] = {}
+    """Programs that environments may be made with (`env create --app NAME`), beside those that are built in (jupyter,
+    vnc); one of the same name replaces it."""
     machines: Mapping[str, MachineSettings] = {}
     """Existing machines, reached over SSH; NAME is what people write after --compute."""
+
+    @field_validator("applications")
+    @classmethod
+    def _name_applications(cls, found: Mapping[str, ApplicationSettings]) -> Mapping[str, ApplicationSettings]:
+        if not all(is_resource(name) for name in found):
+            raise ValueError("an application's name has 1 to 48 of a-z 0-9 . _ -")
+        return found
 
     @field_validator("machines")
     @classmethod

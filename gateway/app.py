@@ -25,6 +25,7 @@ from backends.gpu_use import GpuSigns
 from backends.mounts import EnvironmentData
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.applications import ApplicationReconciler
 from backends.reconcilers.archives import ArchiveReconciler
 from backends.reconcilers.artifacts import ArtifactReconciler
 from backends.reconcilers.cache import CacheKeeper
@@ -43,6 +44,7 @@ from gateway.doorstep import Doorstep
 from gateway.first_start import first_start
 from gateway.house import House, Live
 from gateway.menu import MenuWorkers
+from gateway.published import PortListeners
 from gateway.server import OuterServer
 from gateway.settings import Settings
 from storage.database.migrate import migrate
@@ -269,9 +271,16 @@ async def _running(
         services.database, services.computes, services.environments.activity, house.settings.backends.lifecycle
     )
     quotas = QuotaWatch(services.database, services.changes, services.quotas, house.settings.quotas)
+    applications = ApplicationReconciler(
+        services.database, services.changes, services.accounts, services.guests, services.applications,
+        house.settings.backends.environments.reconcile_seconds,
+    )  # fmt: skip
+    listeners = PortListeners(services, house.settings.backends.ports)
     loops = [
         asyncio.create_task(reconciler.run(), name="environments reconciler"),
         asyncio.create_task(expiry.run(), name="life cycle reconciler"),
+        asyncio.create_task(applications.run(), name="applications reconciler"),
+        asyncio.create_task(listeners.run(), name="published ports"),
         asyncio.create_task(house.notices.run(services), name="notices in terminals"),
         asyncio.create_task(hosts.run(), name="host watch"),
         asyncio.create_task(keeper.run(), name="cache of data sets"),

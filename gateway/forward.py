@@ -40,10 +40,22 @@ class End(Protocol):
     def close(self) -> None: ...
 
 
+class Ledger(Protocol):
+    """What an end tells of its connection."""
+
+    def carried(self, size: int) -> None:
+        """So many bytes went through."""
+        ...
+
+    def over(self) -> None:
+        """One end is gone; may be said twice."""
+        ...
+
+
 class ChannelEnd(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     """An end that is an SSH channel: always the client's, and the environment's when the guest carries it."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Ledger) -> None:
         self._forward = forward
         self._channel: asyncssh.SSHTCPChannel[bytes] | None = None
         self._kept: list[bytes] = []
@@ -115,7 +127,7 @@ class ChannelEnd(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 class SocketEnd(asyncio.Protocol):
     """The environment's end when it is a plain socket."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: Ledger) -> None:
         self._forward = forward
         self._transport: asyncio.Transport | None = None
         self._sent_eof = False

@@ -43,6 +43,10 @@ class Action(StrEnum):
     ENVIRONMENT_CHANGE = "environment.change"
     ENVIRONMENT_DELETE = "environment.delete"
     ENVIRONMENT_LOGS = "environment.logs"
+    PORT_PUBLISH = "environment.publish"
+    PORT_UNPUBLISH = "environment.unpublish"
+    APPLICATION_ACCESS = "application.access"
+    APPLICATION_NEW_SECRET = "application.new-secret"
     SHELL = "environment.shell"
     EXEC = "environment.exec"
     SFTP = "environment.sftp"
@@ -180,13 +184,17 @@ _OWN = frozenset(
     {
         Action.ENVIRONMENT_SHOW, Action.ENVIRONMENT_START, Action.ENVIRONMENT_STOP, Action.ENVIRONMENT_DELETE,
         Action.ENVIRONMENT_CHANGE, Action.ENVIRONMENT_LOGS,
+        Action.PORT_PUBLISH, Action.PORT_UNPUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
         Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
         Action.UPLOAD_SHOW, Action.UPLOAD_ABORT, Action.IMPORT_SHOW, Action.IMPORT_CANCEL,
         Action.KEY_REMOVE, Action.SESSION_KILL, Action.RECORD_PLAY,
     }
 )  # fmt: skip
-# An administrator manages everybody's things, but a shell in somebody's environment is that person's alone.
-_ADMIN_TOO = _OWN - {Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT}
+# An administrator manages everybody's things, but what leads into somebody's environment is that person's alone.
+_ADMIN_TOO = _OWN - {
+    Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
+    Action.PORT_PUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
+}  # fmt: skip
 _EVERYBODY = frozenset(
     {
         Action.MENU, Action.COMMAND, Action.ENVIRONMENT_LIST, Action.ENVIRONMENT_CREATE, Action.TREE_READ,

@@ -17,6 +17,7 @@ from backends.services import Services
 from storage.access import Caller
 from storage.errors import AshoreError
 from tui.desk import Address, Desk
+from tui.screens.access import AccessScreen
 from tui.screens.create_environment import CreateEnvironmentScreen
 from tui.screens.datasets import DatasetsScreen
 from tui.screens.environments import EnvironmentsScreen
@@ -114,6 +115,10 @@ class AshoreApp(ServedApp):
     @on(EnvironmentsScreen.LogsWanted)
     def _logs(self, event: EnvironmentsScreen.LogsWanted) -> None:
         self.push_screen(LogsScreen(self.desk, event.name))
+
+    @on(EnvironmentsScreen.AccessWanted)
+    def _access(self, event: EnvironmentsScreen.AccessWanted) -> None:
+        self.push_screen(AccessScreen(self.desk, event.name))
 
     def action_help(self) -> None:
         if not isinstance(self.screen, HelpScreen):

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from backends.reservations import Reservations
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.records import Environment, EnvironmentState, Wish, Workspace
+from storage.records import Application, Environment, EnvironmentState, PublishedPort, Wish, Workspace
 from storage.uses import Uses
 
 TOPIC = "environment"
@@ -102,6 +102,8 @@ class EnvironmentRows:
                 return row is None
             await self._audit.add(tx, _event(row, "gone", ""))
             await self._uses.end(tx, row.id)
+            for belonging in (Application, PublishedPort):
+                await tx.execute(delete(belonging).where(belonging.environment_id == row.id))
             await tx.delete(row)
         self._changes.tell(TOPIC, seen.id)
         return True

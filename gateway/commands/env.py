@@ -20,6 +20,7 @@ from backends.lifecycle import (
 from backends.mounts import Choice
 from backends.planning import Request
 from gateway.commands.context import Context
+from gateway.commands.env_access import ACCESS, PORTS, condition_row, port_number
 from gateway.commands.env_stats import STATS
 from gateway.commands.output import Row, amount, facts, table, to_json
 from gateway.commands.parsing import Noun, Parser, Usage, Verb, assignment, checked, duration, size
@@ -118,16 +119,21 @@ def _farewell(context: Context, environment: Environment) -> str:
 
 
 async def _set(context: Context, options: argparse.Namespace) -> None:
-    environments = context.services.environments
-    if not options.lifecycle and not options.keep_output:
-        raise Usage("say what to choose: --lifecycle or --keep-output")
+    environments, published = context.services.environments, context.services.published
+    if not (options.lifecycle or options.keep_output or options.publish or options.unpublish):
+        raise Usage("say what to change: --lifecycle, --keep-output, --publish or --unpublish")
     if not options.lifecycle and (options.start_at or options.stop_at or options.timezone or options.idle):
         raise Usage("times belong to a life cycle: say --lifecycle too")
     # A life cycle may be refused, and then nothing is to have been changed.
     if options.lifecycle:
-        environment = await environments.set_lifecycle(context.caller, options.name, _choice(options))
+        await environments.set_lifecycle(context.caller, options.name, _choice(options))
     if options.keep_output:
-        environment = await environments.set_keep_output(context.caller, options.name, *options.keep_output)
+        await environments.set_keep_output(context.caller, options.name, *options.keep_output)
+    for port in options.unpublish:
+        await published.unpublish(context.caller, options.name, port)
+    for port in options.publish:
+        await published.publish(context.caller, options.name, port)
+    environment = await environments.show(context.caller, options.name)
     await _print(context, environment, options)
     if environment.lifecycle is Lifecycle.EPHEMERAL:
         context.err(_farewell(context, environment))
@@ -193,7 +199,13 @@ async def _logs(context: Context, options: argparse.Namespace) -> None:
 
 
 def as_row(
-    environment: Environment, mounts: Sequence[Row] = (), coming: Due | None = None, *, keep_days: int = 0
+    environment: Environment,
+    mounts: Sequence[Row] = (),
+    coming: Due | None = None,
+    applications: Sequence[Row] = (),
+    ports: Sequence[Row] = (),
+    *,
+    keep_days: int = 0,
 ) -> Row:
     """What programs get to see of an environment; the values of its variables may be secrets."""
     return {
@@ -213,6 +225,8 @@ def as_row(
         "gpu_model": environment.gpu_model,
         "variables": sorted(environment.variables or {}),
         "mounts": list(mounts),
+        "applications": list(applications),
+        "ports": list(ports),
         "progress": environment.progress,
         "reason": environment.reason,
         "created": environment.created,
@@ -263,17 +277,22 @@ async def _print(context: Context, environment: Environment, options: argparse.N
     if not options.json:
         row = {**row, "memory": _memory(environment.memory), "cpus": _cores(environment.cpus), "mounts": _mounts(row)}
         row |= _gpus(environment)
+        row |= {"applications": _applications(row), "ports": _ports(row)}
     facts(context, row, as_json=options.json)
 
 
 async def _rows(context: Context, environments: Sequence[Environment]) -> list[Row]:
     found = await context.services.environments.mounts(context.caller, environments)
     workspace = context.caller.workspace
+    applications = await context.services.applications.of(context.caller, environments)
+    ports = await context.services.published.of(context.caller, environments)
     return [
         as_row(
             one,
             [_mount(mount.kind, mount.reference(workspace), mount.path) for mount in found.get(one.id, ())],
             context.services.environments.due(one),
+            [condition_row(condition) for condition in applications.get(one.id, ())],
+            [{"port": port.port, "external_port": port.external_port} for port in ports.get(one.id, ())],
             keep_days=context.services.environments.keep_days(one),
         )
         for one in environments
@@ -289,6 +308,20 @@ def _mounts(row: Row) -> list[str]:
     mounts = row["mounts"]
     assert isinstance(mounts, list)
     return [f"{one['path']}={one['version']}" for one in mounts]
+
+
+def _applications(row: Row) -> list[str]:
+    """`jupyter running`, as people read them."""
+    found = row["applications"]
+    assert isinstance(found, list)
+    return [f"{one['name']} {one['state']}" + (f" ({one['reason']})" if one["reason"] else "") for one in found]
+
+
+def _ports(row: Row) -> list[str]:
+    """`30001=8000`: the gateway's port and the one inside."""
+    found = row["ports"]
+    assert isinstance(found, list)
+    return [f"{one['external_port']}={one['port']}" for one in found]
 
 
 def _cores(cpus: float) -> str:
@@ -327,6 +360,8 @@ def _request(options: argparse.Namespace) -> Request:
         gpu_mode=options.gpu_mode,
         lifecycle=_choice(options),
         keep_output_days=options.keep_output[0] if options.keep_output else None,
+        applications=tuple(options.app),
+        ports=tuple(options.publish),
     )
 
 
@@ -419,6 +454,18 @@ def _name_and_lifecycle(parser: Parser) -> None:
     _name(parser)
     _lifecycle(parser)
     _keep_output(parser)
+    _publish(parser)
+    parser.add_argument(
+        "--unpublish", metavar="PORT", type=checked(port_number), action="append", default=[],
+        help="close a published port; may be repeated",
+    )  # fmt: skip
+
+
+def _publish(parser: Parser) -> None:
+    parser.add_argument(
+        "--publish", metavar="PORT", type=checked(port_number), action="append", default=[],
+        help="open this port of the environment to everybody who reaches the gateway, without SSH; may be repeated",
+    )  # fmt: skip
 
 
 def _new(parser: Parser) -> None:
@@ -462,6 +509,11 @@ def _new(parser: Parser) -> None:
         "--model", metavar="NAME[:VERSION]", type=_model, action="append", dest="data",
         help="a model, at /gemini/pretrain1 and so on; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--app", metavar="NAME", action="append", default=[],
+        help="a program that is kept running inside, such as jupyter or vnc; may be repeated; 'env access' leads there",
+    )  # fmt: skip
+    _publish(parser)
     _lifecycle(parser)
     _keep_output(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made, and what forbids it")
@@ -487,13 +539,17 @@ NOUN = Noun(
                 "env create train --lifecycle on-demand --idle 2h",
                 "env create desk --lifecycle scheduled --start-at '0 8 * * MON-FRI' --stop-at '0 20 * * *'",
                 "env create trial --lifecycle ephemeral --idle 30m",
+                "env create lab --app jupyter --wait",
                 "env create train --image debian:bookworm --dry-run",
             ),
         ),
         Verb(
-            "set", "choose another life cycle, or how long the output is kept", _set, _name_and_lifecycle,
-            about="With --lifecycle, its times count from now, and what was chosen before is forgotten.",
-            examples=("env set train --lifecycle on-demand", "env set train --keep-output 30"),
+            "set", "choose another life cycle, how long the output is kept, or which ports are open",
+            _set, _name_and_lifecycle,
+            about="With --lifecycle, its times count from now, and what was chosen before is forgotten. A published\n"
+            "port is open to everybody who reaches the gateway; the operator must have set a range for them.",
+            examples=("env set train --lifecycle on-demand", "env set train --keep-output 30",
+                      "env set train --publish 8000", "env set train --unpublish 8000"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),
@@ -508,5 +564,7 @@ NOUN = Noun(
         Verb("logs", "show the last lines of an environment's main program", _logs, _name_and_tail,
              examples=("env logs train", "env logs train --tail 1000")),
         STATS,
+        ACCESS,
+        PORTS,
     ),
 )  # fmt: skip

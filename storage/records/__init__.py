@@ -1,5 +1,6 @@
 """The domain model: one class per concept, with small pure methods and no I/O."""
 
+from storage.records.application import Application, ApplicationState
 from storage.records.artifact import Artifact, ArtifactState
 from storage.records.asset import (
     Asset,
@@ -17,6 +18,7 @@ from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
 from storage.records.image import ArchiveState, Image, ImageArchive, ImageKind, ImageState
 from storage.records.importing import Import, ImportFile, ImportState
+from storage.records.published_port import PublishedPort
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
 from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
 from storage.records.upload import Move, Upload, UploadState
@@ -27,6 +29,8 @@ __all__ = [
     "ArchiveState",
     "Artifact",
     "ArtifactState",
+    "Application",
+    "ApplicationState",
     "Asset",
     "AssetKind",
     "AssetShare",
@@ -53,6 +57,7 @@ __all__ = [
     "ImportState",
     "Invite",
     "Lifecycle",
+    "PublishedPort",
     "Quota",
     "QuotaWarning",
     "Record",

@@ -32,7 +32,10 @@ THINGS: list[Thing] = [
     None, TRAIN, DATASET, SEALED, Destination(TRAIN, "127.0.0.1", 80), SocketPath(TRAIN, "/tmp/s"), Variable("LANG"),
     SharedMachine("box", frozenset({"alice"}), frozenset()),
 ]  # fmt: skip
-INTO = (Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT)
+INTO = (
+    Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT, Action.PORT_PUBLISH,
+    Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("action", Action)

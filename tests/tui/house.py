@@ -12,15 +12,18 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+from cryptography.fernet import Fernet
 from sqlalchemy import update
 
+from backends.applications import Applications
 from backends.archives.views import Archives
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
 from backends.hosts import Hosts
 from backends.images import Images
+from backends.published import PublishedPorts
 from backends.services import Address
-from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings, RegistrySettings
+from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings, PortSettings, RegistrySettings
 from backends.usage import Loads
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -39,6 +42,7 @@ from storage.settings import ObjectSettings
 from storage.transfers import Transfers
 from storage.tree import Node
 from storage.uploads import Uploads
+from storage.vault import Vault
 from tui.terminal import Capabilities, Keyboard, ScreenSize
 
 
@@ -165,6 +169,7 @@ class House:
         settings = BackendSettings(
             environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024),
             machines={"box": _machine_of("bob")},
+            ports=PortSettings(first=30001, last=30002),
         )
         self.quotas = Quotas(database, audit, changes)
         self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
@@ -172,6 +177,10 @@ class House:
         self.environments = Environments(
             database, audit, changes, self.computes, settings, quotas=self.quotas, images=self.images
         )  # fmt: skip
+        templates = self.environments.planner.applications
+        vault = Vault(Fernet.generate_key())
+        self.applications = Applications(database, audit, changes, self.environments, vault, templates)
+        self.published = PublishedPorts(database, audit, changes, self.environments, settings.ports)
         self.hosts = Hosts(database, audit, changes, settings)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
@@ -211,6 +220,7 @@ class House:
             database=self.database, changes=self.changes, accounts=self.accounts,
             quotas=self.quotas, sessions=self.sessions, images=self.images, archives=self.archives,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
+            applications=self.applications, published=self.published,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),
         )  # fmt: skip

@@ -23,7 +23,7 @@ from storage.names import is_resource, printable
 from storage.records import AssetKind, GpuMode, Lifecycle
 from tui.desk import Desk
 from tui.texts import mark
-from tui.texts.formats import parse_cpus, parse_days, parse_gpus, parse_size, parse_span, size_words
+from tui.texts.formats import parse_cpus, parse_days, parse_gpus, parse_port, parse_size, parse_span, size_words
 from tui.texts.gpus import mode_words
 from tui.texts.lifecycles import LIFECYCLES
 from tui.texts.quotas import quota_words
@@ -34,7 +34,7 @@ from tui.widgets.references import ReferencesInput
 
 _DEBOUNCE_SECONDS = 0.15
 _TAKES_IMAGE = frozenset({"docker"})
-_OF_MACHINES_NEVER = ("cpus", "memory", AssetKind.DATASET.folder, AssetKind.MODEL.folder)
+_OF_MACHINES_NEVER = ("cpus", "memory", "apps", AssetKind.DATASET.folder, AssetKind.MODEL.folder)
 """Fields that are hidden for an existing machine."""
 _ANY = ""
 """The choice of a host that leaves it open."""
@@ -107,6 +107,13 @@ class CreateEnvironmentScreen(Page):
                     kind, partial(self._names, kind), id=kind.folder, hint=t("none, or NAME:VERSION, ...")
                 )
                 yield from self._field(kind.folder, label, field)
+            known = ", ".join(sorted(self.desk.services.environments.planner.applications))
+            apps = Input(id="apps", compact=True, max_length=200, placeholder=t("none, or {names}", names=known))
+            yield from self._field("apps", t("Programs"), apps)
+            if self.desk.services.published.are_offered:
+                hint = t("none, or 8000, ...: open to everybody")
+                ports = Input(id="ports", compact=True, max_length=60, placeholder=hint)
+                yield from self._field("ports", t("Ports"), ports)
             yield from self._field("lifecycle", t("Life cycle"), Select(
                 [(Text(t(word)), lifecycle.value) for lifecycle, word in LIFECYCLES.items()], id="lifecycle",
                 compact=True, allow_blank=False, value=Lifecycle.PERSISTENT.value,
@@ -114,6 +121,8 @@ class CreateEnvironmentScreen(Page):
             yield from self._field("keep-output", t("Keep output"), Input(
                 id="keep-output", compact=True, max_length=5, placeholder=self._kept(Lifecycle.PERSISTENT),
             ))  # fmt: skip
+        # Outside of what scrolls: why it is refused must be seen whichever field is being filled in.
+        with Vertical(id="verdict"):
             yield Plain(id="quotas")
             yield Plain(id="refusals")
             with Horizontal(id="buttons"):
@@ -287,7 +296,7 @@ class CreateEnvironmentScreen(Page):
         compute = self._compute()
         kept = parse_days(self._value("keep-output"))
         if self._is_machine():
-            return Request(name=self._value("name"), compute=compute, keep_output_days=kept)
+            return Request(name=self._value("name"), compute=compute, keep_output_days=kept, ports=self._ports())
         gpus, model, mode = self._gpus()
         return Request(
             name=self._value("name"),
@@ -303,7 +312,14 @@ class CreateEnvironmentScreen(Page):
             + self.query_one("#models", ReferencesInput).choices,
             lifecycle=self._choice(),
             keep_output_days=kept,
+            applications=_words(self._value("apps")),
+            ports=self._ports(),
         )
+
+    def _ports(self) -> tuple[int, ...]:
+        if not self.desk.services.published.are_offered:
+            return ()
+        return tuple(parse_port(word) for word in _words(self._value("ports")))
 
     async def _names(self, kind: AssetKind) -> list[str]:
         """What may be mounted, as one types it."""
@@ -353,6 +369,11 @@ class CreateEnvironmentScreen(Page):
             self._plan_soon()
         else:
             self.post_message(self.Created(request.name))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Names between commas or blanks."""
+    return tuple(text.replace(",", " ").split())
 
 
 def _propose(taken: frozenset[str]) -> str:

@@ -54,6 +54,7 @@ class EnvironmentsScreen(Page):
         Binding("x", "stop", mark("Stop")),
         Binding("r", "restart", mark("Restart"), show=False),
         Binding("d", "delete", mark("Delete")),
+        Binding("a", "access", mark("Access"), show=False),
         Binding("l", "logs", mark("Logs"), show=False),
         Binding("f", "go('files')", mark("Files")),
         Binding("t", "go('datasets')", mark("Data sets")),
@@ -87,6 +88,9 @@ class EnvironmentsScreen(Page):
 
     class LogsWanted(ConnectWanted):
         """Somebody wants to read the log of `name`."""
+
+    class AccessWanted(ConnectWanted):
+        """Somebody wants to get at the applications of `name`."""
 
     class CreateWanted(Message):
         """Somebody wants a new environment; `names` are taken."""
@@ -223,6 +227,10 @@ class EnvironmentsScreen(Page):
     def action_logs(self) -> None:
         if one := self._selected():
             self.post_message(self.LogsWanted(one.name))
+
+    def action_access(self) -> None:
+        if one := self._selected():
+            self.post_message(self.AccessWanted(one.name))
 
     def action_go(self, place: str) -> None:
         self.post_message(self.PlaceWanted(place))

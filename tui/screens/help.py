@@ -20,6 +20,7 @@ _KEYS = (
     ("Enter c", mark("connect: a shell in the selected environment")),
     ("n s x r d", mark("new, start, stop, restart, delete")),
     ("l f u k o", mark("log, files, uploads, SSH keys, open sessions")),
+    ("a", mark("access to Jupyter, desktops and published ports")),
     ("w", mark("what your environments take: cores, memory, processes")),
     ("t", mark("data sets and models: publish, share, delete")),
     ("i", mark("images: share, delete; archives on their way")),

@@ -78,6 +78,13 @@ def parse_days(text: str) -> int | None:
     return int(clean)
 
 
+def parse_port(text: str) -> int:
+    """`8000`. BadInput otherwise."""
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        raise BadInput(f"'{printable(text, limit=20)}' is no port: write for example 8000")
+    return int(text)
+
+
 def age_words(texts: Texts, since: datetime | None, now: datetime) -> str:
     """How long ago: `12 s`, `5 min`, `3 h`, `12 d`; `-` for never."""
     if since is None:

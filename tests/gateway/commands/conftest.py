@@ -11,6 +11,7 @@ from typing import Any, cast
 import asyncssh
 import pytest
 
+from backends.applications import Applications
 from backends.archives.views import Archives
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
@@ -18,6 +19,7 @@ from backends.guest import Guests
 from backends.hosts import Hosts
 from backends.image_care import ImageCare
 from backends.images import Images
+from backends.published import PublishedPorts
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.services import Services
 from backends.settings import (
@@ -191,6 +193,8 @@ async def services(
     reconciler = EnvironmentReconciler(database, audit, changes, computes, guests, settings)
     loop = asyncio.create_task(reconciler.run(), name="environments reconciler")
     uploads = Uploads(database, cast("Any", shelf), audit, changes, ObjectSettings())
+    environments = Environments(database, audit, changes, computes, settings, quotas=quotas, images=images)
+    templates = environments.planner.applications
     yield Services(
         database=database, audit=audit, changes=changes, accounts=accounts, quotas=quotas,
         sessions=Sessions(database, audit, changes),
@@ -204,7 +208,9 @@ async def services(
         archives=Archives(database),
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
-        environments=Environments(database, audit, changes, computes, settings, quotas=quotas, images=images),
+        environments=environments,
+        applications=Applications(database, audit, changes, environments, Vault.in_directory(data_dir), templates),
+        published=PublishedPorts(database, audit, changes, environments, settings.ports),
         hosts=Hosts(database, audit, changes, settings, data_dir), loads=Loads(computes), guests=guests,
         computes=computes,
     )  # fmt: skip
