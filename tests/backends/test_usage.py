@@ -83,7 +83,7 @@ def test_the_memory_of_a_cgroup_of_version_1(tmp_path: Path) -> None:
 
 async def test_without_a_cgroup_the_processes_are_counted(tmp_path: Path) -> None:
     flags = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo up; sleep 1000 & wait"
+    script = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; sleep 1000 & echo up; wait"
     with subprocess.Popen(
         ["unshare", *flags, "--pid", "--fork", "--kill-child", "sh", "-c", script], stdout=subprocess.PIPE
     ) as process:
