@@ -19,6 +19,7 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.images import Images
 from backends.imports import Imports
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
@@ -62,9 +63,11 @@ class HouseSettings(Group):
     """The port that it listens on."""
 
     def save(self, path: Path) -> None:
-        """Write everything, the object store's key included, for the workers of this house: readable by us alone."""
+        """Write everything, also the keys of the object store and the registry, for the workers of this house: readable
+        by us alone."""
         facts = self.model_dump(mode="json")
         facts["objects"]["secret_key"] = self.objects.secret_key.get_secret_value()
+        facts["backends"]["registry"]["password"] = self.backends.registry.password.get_secret_value()
         facts["quotas"] |= {"webhook": ""}
         facts["imports"] |= {"hf_token": "", "s3_access_key": "", "s3_secret_key": ""}
         draft = path.with_suffix(".draft")
@@ -147,6 +150,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             uploads=uploads,
             transfers=Transfers(database, audit, changes, uploads),
             imports=Imports(database, audit, changes, files, vault, settings.imports, own=settings.objects),
+            images=Images(database, audit, changes, settings.backends.registry),
             links=Links(tree, audit, settings.objects),
             moves=tree.moves,
             store=store,

@@ -14,6 +14,7 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.images import Images
 from backends.imports import Imports
 from backends.usage import Loads
 from storage.accounts import Accounts
@@ -61,6 +62,7 @@ class Services:
     uploads: Uploads
     transfers: Transfers
     imports: Imports
+    images: Images
     links: Links
     moves: Moves
     store: ObjectStore

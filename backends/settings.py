@@ -255,6 +255,45 @@ class ImportSettings(Group):
     """Buckets that may be imported from. Empty: all that the keys may read."""
 
 
+class RegistrySettings(Group):
+    url: str = ""
+    """`https://host[:port]` of a registry (Harbor, `registry:2`, any other that speaks the Registry API v2) that keeps
+    the images of this house; the machines with Docker must reach it under this very name. Empty: Ashore runs Debian's
+    `docker-registry` as its own child on this machine, if it is installed; Docker on other machines cannot reach it."""
+    user: str = ""
+    """User or robot account that may push, pull and delete there."""
+    password: SecretStr = SecretStr("")
+    """Its password or token. It goes to Docker engines with each pull and is stored on none of them."""
+    project: str = ""
+    """Harbor: the project that all images are kept in. Other registries: a first part of their names, may be empty."""
+    ca_file: str = ""
+    """PEM file with the authority that signed the registry's certificate. Empty: the system's authorities. Docker
+    engines read their own: /etc/docker/certs.d/HOST/ca.crt on each machine."""
+    insecure: bool = False
+    """Accept any certificate, or plain http://, from this registry. Only for a closed network; each Docker engine must
+    say so as well (`insecure-registries`)."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        parts = urlsplit(self.url)
+        if self.url and (
+            parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None
+            or parts.path not in ("", "/") or parts.query
+        ):  # fmt: skip
+            raise ValueError("url must be https://HOST[:PORT], with user, password and project in their own settings")
+        if parts.scheme == "http" and not self.insecure and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError("http:// needs insecure = true: passwords and images go over the network readable")
+        if self.project and not all(map(is_resource, self.project.split("/"))):
+            raise ValueError("project must look like name or name/name")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        """What the references of all images kept here begin with: `host:port/` or `host/project/`; empty if none."""
+        host = urlsplit(self.url).netloc
+        return host and "/".join(filter(None, (host, self.project))) + "/"
+
+
 class BackendSettings(Group):
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
@@ -265,6 +304,8 @@ class BackendSettings(Group):
     lifecycle: LifecycleSettings = LifecycleSettings()
     """When environments are stopped, started or deleted without anybody asking. Which of these rules one goes by is
     said when it is made: `env create --lifecycle`."""
+    registry: RegistrySettings = RegistrySettings()
+    """Where images are kept that people build or bring."""
     machines: Mapping[str, MachineSettings] = {}
     """Existing machines, reached over SSH; NAME is what people write after --compute."""
 

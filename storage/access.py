@@ -70,6 +70,13 @@ class Action(StrEnum):
     MODEL_CHANGE = "model.change"
     MODEL_SHARE = "model.share"
     MODEL_DELETE = "model.delete"
+    IMAGE_LIST = "image.list"
+    IMAGE_SHOW = "image.show"
+    IMAGE_USE = "image.use"
+    IMAGE_CREATE = "image.create"
+    IMAGE_CHANGE = "image.change"
+    IMAGE_DELETE = "image.delete"
+    IMAGE_PULL = "image.pull"
     UPLOAD_LIST = "upload.list"
     UPLOAD_SHOW = "upload.show"
     UPLOAD_ABORT = "upload.abort"
@@ -96,7 +103,7 @@ class Action(StrEnum):
 
 
 class Visibility(StrEnum):
-    """Who may read an asset: its owner; its workspace and those that it is shared with; everybody here."""
+    """Who may read an asset or use an image: its owner; its workspace and those it is shared with; everybody here."""
 
     PRIVATE = "private"
     WORKSPACE = "workspace"
@@ -114,7 +121,7 @@ class Owned:
     sealed: bool = False
     """Published: nobody writes any more."""
     visibility: Visibility = Visibility.WORKSPACE
-    """Of data sets and models."""
+    """Of data sets, models and images."""
     shared_with: frozenset[str] = frozenset()
     """Ids of other workspaces that may read a data set or model, unless it is private."""
 
@@ -181,15 +188,17 @@ _EVERYBODY = frozenset(
         Action.MENU, Action.COMMAND, Action.ENVIRONMENT_LIST, Action.ENVIRONMENT_CREATE, Action.TREE_READ,
         Action.DATASET_LIST, Action.DATASET_CREATE, Action.MODEL_LIST, Action.MODEL_CREATE, Action.UPLOAD_LIST,
         Action.KEY_LIST, Action.KEY_ADD, Action.SESSION_LIST, Action.RECORD_LIST,
-        Action.IMPORT_LIST, Action.IMPORT_REQUEST,
+        Action.IMPORT_LIST, Action.IMPORT_REQUEST, Action.IMAGE_LIST, Action.IMAGE_CREATE,
     }
 )  # fmt: skip
 _ADMIN_ONLY = frozenset(
     {
         Action.AUDIT_SEARCH, Action.USER_MANAGE, Action.STORE_PROBE, Action.QUOTA_SET, Action.HOST_LIST,
-        Action.HOST_DRAIN, Action.HOST_RESUME,
+        Action.HOST_DRAIN, Action.HOST_RESUME, Action.IMAGE_PULL,
     }
 )  # fmt: skip
+_IMAGE_READ = frozenset({Action.IMAGE_SHOW, Action.IMAGE_USE})
+_IMAGE = _IMAGE_READ | frozenset({Action.IMAGE_CHANGE, Action.IMAGE_DELETE})
 _ASSET_READ = frozenset({Action.DATASET_READ, Action.MODEL_READ})
 _ASSET_WRITE = frozenset({Action.DATASET_WRITE, Action.MODEL_WRITE})
 _ASSET = (
@@ -237,6 +246,8 @@ def require(caller: Caller, action: Action, thing: Thing = None) -> None:
 def _decide_owned(caller: Caller, action: Action, thing: Owned) -> Decision:
     if action in _ASSET:
         return _decide_asset(caller, action, thing)
+    if action in _IMAGE:
+        return _decide_image(caller, action, thing)
     if action is Action.QUOTA_SHOW:
         return _decide_quota(caller, thing)
     if action not in _OWN:
@@ -256,7 +267,7 @@ def _decide_quota(caller: Caller, thing: Owned) -> Decision:
 
 
 def may_see(caller: Caller, thing: Owned) -> bool:
-    """Whether `caller` may know of a data set or model at all, and then read it: the rule of visibility.
+    """Whether `caller` may know of a data set, model or image at all, and then read it: the rule of visibility.
 
     Lists, the tree, /shared, links and mounts all go by it. Within its own workspace `shared_with` says nothing;
     an owner who has moved to another workspace is a stranger like any other.
@@ -280,6 +291,16 @@ def _decide_asset(caller: Caller, action: Action, thing: Owned) -> Decision:
     if action in _ASSET_WRITE and thing.sealed:
         return Decision(False, f"'{thing.name}' is published and cannot be changed")
     return YES
+
+
+def _decide_image(caller: Caller, action: Action, thing: Owned) -> Decision:
+    if not may_see(caller, thing):
+        return Decision(False, "this image belongs to somebody else", hidden=True)
+    if action in _IMAGE_READ or caller.is_admin:
+        return YES
+    if thing.owner_id == caller.user_id and thing.workspace_id == caller.workspace_id:
+        return YES
+    return Decision(False, f"only its owner may change the image '{thing.name}'")
 
 
 def _decide_destination(caller: Caller, action: Action, thing: Destination) -> Decision:

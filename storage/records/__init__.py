@@ -14,6 +14,7 @@ from storage.records.base import Record, new_id
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
+from storage.records.image import ArchiveState, Image, ImageArchive, ImageKind, ImageState
 from storage.records.importing import Import, ImportFile, ImportState
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
 from storage.records.session import AuditEvent, AuditHead, Recording, SshSession
@@ -22,6 +23,7 @@ from storage.records.user import Invite, SshKey, User, Workspace
 
 __all__ = [
     "UNLIMITED",
+    "ArchiveState",
     "Asset",
     "AssetKind",
     "AssetShare",
@@ -39,6 +41,10 @@ __all__ = [
     "Holder",
     "Host",
     "HostState",
+    "Image",
+    "ImageArchive",
+    "ImageKind",
+    "ImageState",
     "Import",
     "ImportFile",
     "ImportState",

@@ -65,6 +65,11 @@ class Environment(Record):
     reserves: Mapped[bool] = mapped_column(default=False)
     """Its CPUs, memory and GPUs are taken from its host. Given back only when its engine has said that nothing runs."""
     image: Mapped[str] = mapped_column(default="")
+    """As people write it."""
+    image_id: Mapped[str] = mapped_column(String(16), default="", index=True)
+    """The image of the house that it was made from; empty: `image` is a reference that any registry may answer."""
+    image_digest: Mapped[str] = mapped_column(String(80), default="")
+    """What `image_id` had when the environment was made: it stays the same when the image is replaced."""
     cpus: Mapped[float] = mapped_column(default=0.0)
     """Cores; 0: no limit, which only records from before there were limits have."""
     memory: Mapped[int] = mapped_column(default=0)

@@ -1,0 +1,30 @@
+"""The registry's user and password in the forms that programs take them. Never on a command line, never in a log."""
+
+from __future__ import annotations
+
+import base64
+import json
+from urllib.parse import urlsplit
+
+from backends.settings import RegistrySettings
+
+
+def engine_auth(settings: RegistrySettings) -> str:
+    """The header `X-Registry-Auth` of one pull or push by a Docker engine; empty without a user."""
+    if not settings.user:
+        return ""
+    facts = {
+        "username": settings.user,
+        "password": settings.password.get_secret_value(),
+        "serveraddress": urlsplit(settings.url).netloc,
+    }
+    return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
+
+
+def auth_file(settings: RegistrySettings) -> str:
+    """What `--authfile` of skopeo and buildah reads; write it 0600 and remove it with the process."""
+    if not settings.user:
+        return json.dumps({"auths": {}})
+    pair = f"{settings.user}:{settings.password.get_secret_value()}".encode()
+    login = {"auth": base64.b64encode(pair).decode()}
+    return json.dumps({"auths": {urlsplit(settings.url).netloc: login}})

@@ -1,0 +1,269 @@
+"""Images: whose they are, who may use them, by which name; and what archives and builds say of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image
+from backends.images import ImageFacts, Images
+from backends.settings import RegistrySettings
+from storage.access import Caller, Visibility
+from storage.accounts import Accounts
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.clock import now
+from storage.database.engine import Database
+from storage.errors import AshoreError, BadInput, Conflict, InUse, NotAllowed, NotFound, Unavailable
+from storage.records import Environment, Image, ImageKind, ImageState
+from tests.conftest import person
+
+DIGEST = "sha256:" + "1" * 64
+NEWER = "sha256:" + "2" * 64
+REGISTRY = RegistrySettings(url="http://127.0.0.1:5999")
+
+
+@pytest.fixture
+def images(database: Database, audit: AuditTrail, changes: Changes) -> Images:
+    return Images(database, audit, changes, REGISTRY)
+
+
+class Maker:
+    """Makes images as archives and builds do."""
+
+    def __init__(self, database: Database, images: Images) -> None:
+        self.database, self.images = database, images
+
+    async def begin(self, owner: Caller, name: str = "model", tag: str = "v1") -> Image:
+        async with self.database.writing() as tx:
+            return await self.images.begin(tx, owner, name, tag, kind=ImageKind.IMPORTED)
+
+    async def ready(
+        self, owner: Caller, name: str = "model", tag: str = "v1", *, digest: str = DIGEST,
+        visibility: Visibility = Visibility.PRIVATE,
+    ) -> Image:  # fmt: skip
+        row = await self.begin(owner, name, tag)
+        async with self.database.writing() as tx:
+            await self.images.finish(tx, row.id, ImageFacts(digest, 10, "amd64"))
+        if visibility is not Visibility.PRIVATE:
+            await self.images.set_visibility(owner, f"{name}:{tag}", visibility)
+        return row
+
+    async def meant(self, caller: Caller, written: str) -> tuple[str, str]:
+        async with self.database.reading() as tx:
+            chosen = await self.images.resolve(tx, caller, written)
+        return chosen.title, chosen.image_id
+
+
+@pytest.fixture
+def make(database: Database, images: Images) -> Maker:
+    return Maker(database, images)
+
+
+async def elsewhere(accounts: Accounts, name: str) -> Caller:
+    """Somebody in another workspace."""
+    caller = await person(accounts, name)
+    return Caller(caller.user_id, name, False, "w2", "other")
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("model", ImageName("model")), ("model:v1", ImageName("model", "v1")),
+     ("bob/model:v1", ImageName("model", "v1", "bob")), ("t/bob/m:1", ImageName("m", "1", "bob", "t")),
+     ("a/b/c/d", None), ("Model", None), ("model@sha256:" + "1" * 64, None), ("model:", None), ("", None),
+     ("127.0.0.1:5000/a/b/c", None), ("model:v1:v2", None), ("/model", None), ("a//b", None)],
+)  # fmt: skip
+def test_written_names(written: str, found: ImageName | None) -> None:
+    assert parse_image(written) == found
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [("model_v1.tar", ("model", "v1")), ("my_model_v1.2.tar.gz", ("my_model", "v1.2")),
+     ("model.tar", ("model", "latest")),
+     ("model_v1.tgz", ("model", "v1")), ("model_v1.tar.zst", ("model", "v1")), ("Model_V1.TAR", ("model", "v1"))],
+)  # fmt: skip
+def test_names_of_files(file: str, found: tuple[str, str]) -> None:
+    assert name_of_file(file) == found
+
+
+@pytest.mark.parametrize(
+    "file", ["model_v1", "model_v1.zip", "_v1.tar", "model_.tar", ".tar", "a b_v1.tar", "m\x1b_v1.tar"]
+)
+def test_names_of_files_that_say_no_image(file: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        name_of_file(file)
+    assert "\x1b" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["a..b", "a._b", "a___b", "-a", "a.-b"])
+def test_a_name_is_also_one_for_registries(name: str) -> None:
+    with pytest.raises(BadInput):
+        check_image(name, "v1")
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("cafe", "cafe:latest"), ("0123456789ab", "0123456789ab:latest"), ("debian", "debian"), ("a/b:c", "a/b:c")],
+)
+def test_an_id_becomes_a_name(written: str, found: str) -> None:
+    """Docker takes (a part of) an id for any image that it has, whoever pulled it, and asks no registry."""
+    assert check_plain(written) == found
+
+
+@pytest.mark.parametrize("written", ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", ""])
+def test_no_references(written: str) -> None:
+    with pytest.raises(BadInput):
+        check_plain(written)
+
+
+# ---- whose -------------------------------------------------------------------------------------------------------
+async def test_two_people_have_images_of_one_name(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
+    first, second = await make.ready(alice), await make.ready(bob, digest=NEWER)
+    assert first.repository != second.repository
+    assert await make.meant(alice, "model:v1") == ("model:v1", first.id)
+    assert await make.meant(bob, "model:v1") == ("model:v1", second.id)
+    assert [view.id for view in await images.list(alice)] == [first.id]
+    assert [view.id for view in await images.list(bob)] == [second.id]
+
+
+async def test_a_private_image_is_nobody_elses(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
+    """By no name can it be seen or used: what is hidden is a plain reference, as one that does not exist."""
+    row = await make.ready(alice)
+    for written in ("model:v1", "model", "alice/model:v1", "alice/model", f"{bob.workspace}/alice/model:v1"):
+        assert await make.meant(bob, written) == (written, "")
+        for question in (images.show(bob, written), images.delete(bob, written)):
+            with pytest.raises(NotFound, match="there is no image"):
+                await question
+    assert await images.list(bob) == []
+    assert (await images.show(alice, "model")).id == row.id
+
+
+@pytest.mark.parametrize("form", ["{0}{1}:v1", "{0}{1}", "{0}{1}@" + DIGEST, "{0}", "{0}library/debian"])
+async def test_the_registry_is_not_reached_by_its_address(make: Maker, alice: Caller, bob: Caller, form: str) -> None:
+    """Docker starts what it has under that reference without asking anybody, and so without any password."""
+    row = await make.ready(alice)
+    written = form.format(REGISTRY.prefix, row.repository).rstrip("/")
+    for caller in (alice, bob):
+        with pytest.raises(BadInput, match="registry of this house"):
+            await make.meant(caller, written)
+        with pytest.raises(BadInput, match="registry of this house"):
+            await make.meant(caller, written.upper().replace("SHA256", "sha256"))
+
+
+async def test_a_colleagues_image_has_its_owner_in_its_name(
+    make: Maker, images: Images, alice: Caller, bob: Caller
+) -> None:
+    """Or one person could put an image under the name of a well-known one, and everybody would start it."""
+    row = await make.ready(alice, "debian", "bookworm", visibility=Visibility.WORKSPACE)
+    assert await make.meant(bob, "debian:bookworm") == ("debian:bookworm", "")
+    assert await make.meant(bob, "alice/debian:bookworm") == ("alice/debian:bookworm", row.id)
+    assert [view.title for view in await images.list(bob)] == ["alice/debian:bookworm"]
+    with pytest.raises(NotAllowed, match="only its owner"):
+        await images.delete(bob, "alice/debian:bookworm")
+    with pytest.raises(NotAllowed, match="only its owner"):
+        await images.set_visibility(bob, "alice/debian:bookworm", Visibility.PRIVATE)
+
+
+async def test_other_workspaces_see_public_ones(make: Maker, images: Images, accounts: Accounts, alice: Caller) -> None:
+    eve = await elsewhere(accounts, "eve")
+    row = await make.ready(alice, visibility=Visibility.WORKSPACE)
+    written = f"{alice.workspace}/alice/model:v1"
+    assert await images.list(eve) == []
+    assert await make.meant(eve, written) == (written, "")
+    await images.set_visibility(alice, "model:v1", Visibility.PUBLIC)
+    assert [view.title for view in await images.list(eve)] == [written]
+    assert await make.meant(eve, written) == (written, row.id)
+
+
+async def test_the_list_of_administrators(make: Maker, images: Images, alice: Caller, admin: Caller) -> None:
+    await make.ready(alice)
+    assert await images.list(admin) == []
+    assert [view.title for view in await images.list(admin, everybody=True)] == ["alice/model:v1"]
+    with pytest.raises(NotAllowed):
+        await images.list(alice, everybody=True)
+
+
+async def test_a_name_without_a_tag(make: Maker, alice: Caller) -> None:
+    row = await make.ready(alice, tag="v1")
+    assert await make.meant(alice, "model") == ("model:v1", row.id)
+    await make.ready(alice, tag="v2")
+    assert (await make.meant(alice, "model"))[1] == ""
+    latest = await make.ready(alice, tag="latest")
+    assert await make.meant(alice, "model") == ("model:latest", latest.id)
+
+
+# ---- how it comes about ------------------------------------------------------------------------------------------
+async def test_a_new_one_replaces_the_former_when_it_is_there(make: Maker, images: Images, alice: Caller) -> None:
+    first = await make.ready(alice)
+    again = await make.begin(alice)
+    assert again.id == first.id
+    assert await make.meant(alice, "model:v1") == ("model:v1", first.id)
+    with pytest.raises(InUse, match="being made already"):
+        await make.begin(alice)
+    async with make.database.writing() as tx:
+        await images.finish(tx, first.id, ImageFacts(NEWER))
+    async with make.database.reading() as tx:
+        row = await tx.get_one(Image, first.id)
+    assert (row.digest, row.former) == (NEWER, [DIGEST])
+
+
+async def test_one_that_failed(make: Maker, images: Images, alice: Caller) -> None:
+    row = await make.begin(alice)
+    async with make.database.writing() as tx:
+        await images.fail(tx, row.id, "it broke")
+    with pytest.raises(Conflict, match="failed \\(it broke\\)"):
+        await make.meant(alice, "model:v1")
+    await make.ready(alice)
+    await make.begin(alice)
+    async with make.database.writing() as tx:
+        await images.fail(tx, row.id, "it broke again")
+    view = await images.show(alice, "model:v1")
+    assert (view.state, view.reason, view.digest) == (ImageState.READY, "it broke again", DIGEST)
+
+
+async def test_one_that_is_used_stays(make: Maker, images: Images, alice: Caller) -> None:
+    row = await make.ready(alice)
+    environment = Environment(
+        owner_id=alice.user_id, owner_name="alice", workspace_id=alice.workspace_id, name="train", compute="docker",
+        image="model:v1", image_id=row.id, image_digest=DIGEST, created=now(),
+    )  # fmt: skip
+    async with make.database.writing() as tx:
+        tx.add(environment)
+    with pytest.raises(InUse, match=r"train\.alice"):
+        await images.delete(alice, "model:v1")
+    async with make.database.writing() as tx:
+        await tx.delete(await tx.get_one(Environment, environment.id))
+    await images.delete(alice, "model:v1")
+    assert await images.list(alice) == []
+    assert await make.meant(alice, "model:v1") == ("model:v1", "")
+    with pytest.raises(InUse, match="still being deleted"):
+        await make.begin(alice)
+
+
+async def test_without_a_registry(database: Database, audit: AuditTrail, changes: Changes, alice: Caller) -> None:
+    """Everything else goes on: plain references mean what they meant."""
+    images = Images(database, audit, changes, RegistrySettings())
+    make = Maker(database, images)
+    with pytest.raises(Unavailable, match="docker-registry"):
+        await make.begin(alice)
+    assert await images.list(alice) == []
+    assert await make.meant(alice, "debian:bookworm") == ("debian:bookworm", "")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"url": "ftp://x"}, {"url": "http://registry:5000"}, {"url": "https://u:p@r"}, {"url": "https://r/path"},
+     {"url": "https://r", "project": "../x"}],
+)  # fmt: skip
+def test_settings_that_cannot_be(facts: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="url must|http://|project must"):
+        RegistrySettings(**facts)  # type: ignore[arg-type]
+
+
+async def test_every_refusal_is_a_sentence(make: Maker, images: Images, alice: Caller) -> None:
+    for written in ("\x1b[31m", "a" * 500, "x/y/z/a/b:c"):
+        with pytest.raises(AshoreError) as caught:
+            await images.show(alice, written)
+        assert "\x1b" not in caught.value.message
+        assert len(caught.value.message) < 200
