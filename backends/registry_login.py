@@ -28,3 +28,11 @@ def auth_file(settings: RegistrySettings) -> str:
     pair = f"{settings.user}:{settings.password.get_secret_value()}".encode()
     login = {"auth": base64.b64encode(pair).decode()}
     return json.dumps({"auths": {urlsplit(settings.url).netloc: login}})
+
+
+def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
+    """What the header `X-Registry-Config` of a build holds: the login of each registry, by host."""
+    if not settings.user:
+        return {}
+    login = {"username": settings.user, "password": settings.password.get_secret_value()}
+    return {urlsplit(settings.url).netloc: login}

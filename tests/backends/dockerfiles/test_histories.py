@@ -28,7 +28,7 @@ _LINES = st.lists(
 
 def meaning(found: Dockerfile) -> Meaning:
     return [
-        (one.keyword, tuple(flag.value for flag in one.flags), " ".join(one.rest.value.split()))
+        (one.keyword, tuple(" ".join(flag.value.split()) for flag in one.flags), " ".join(one.rest.value.split()))
         for one in found.instructions
     ]
 
