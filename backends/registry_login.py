@@ -36,3 +36,10 @@ def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
         return {}
     login = {"username": settings.user, "password": settings.password.get_secret_value()}
     return {urlsplit(settings.url).netloc: login}
+
+    return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
+
+
+def basic(settings: RegistrySettings) -> str:
+    """User and password for the header `Authorization: Basic`."""
+    return base64.b64encode(f"{settings.user}:{settings.password.get_secret_value()}".encode()).decode()

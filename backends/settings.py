@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from backends.schedule import zone_of
+from storage.access import is_loopback
 from storage.names import is_resource
 from storage.settings import Group
 
@@ -281,11 +282,16 @@ class RegistrySettings(Group):
             or parts.path not in ("", "/") or parts.query
         ):  # fmt: skip
             raise ValueError("url must be https://HOST[:PORT], with user, password and project in their own settings")
-        if parts.scheme == "http" and not self.insecure and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        if parts.scheme == "http" and not self.insecure and not is_loopback(parts.hostname or ""):
             raise ValueError("http:// needs insecure = true: passwords and images go over the network readable")
         if self.project and not all(map(is_resource, self.project.split("/"))):
             raise ValueError("project must look like name or name/name")
         return self
+
+    @property
+    def is_here(self) -> bool:
+        """It is reached from the gateway's own machine only."""
+        return is_loopback(urlsplit(self.url).hostname or "")
 
     @property
     def prefix(self) -> str:

@@ -29,7 +29,9 @@ from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
 from backends.reconcilers.imports import ImportReconciler
+from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
+from backends.settings import BackendSettings
 from gateway import tuning
 from gateway.bans import Bans
 from gateway.doorstep import Doorstep
@@ -114,13 +116,14 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
+        backends = await _with_registry(stack, settings, data)
     house_settings = HouseSettings(
         database=settings.database,
         objects=objects,
         embedded_objects=not settings.objects.endpoint,
         audit=settings.audit,
         quotas=settings.quotas,
-        backends=settings.backends,
+        backends=backends,
         imports=settings.imports,
         public_host=settings.gateway.public_name or socket.gethostname(),
         public_port=port,
@@ -136,6 +139,17 @@ async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path)
     stack.push_async_callback(store.close)
     own = ("endpoint", "access_key", "secret_key", "bucket", "region", "ca_file", "insecure")
     return wanted.model_copy(update={name: getattr(store.settings, name) for name in own})
+
+
+async def _with_registry(stack: AsyncExitStack, settings: Settings, data: Path) -> BackendSettings:
+    """The settings with a registry that serves, if the machine has the program for one of our own."""
+    wanted = settings.backends
+    if wanted.registry.url:
+        return wanted
+    child = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+    registry = await child.start(wanted.registry)
+    stack.push_async_callback(child.close)
+    return wanted.model_copy(update={"registry": registry})
 
 
 async def _migrate(settings: Settings, data: Path) -> None:

@@ -18,7 +18,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 from dataclasses import asdict, dataclass, field
@@ -35,26 +34,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
+from storage.child import Child, is_free, write_private
 from storage.errors import AshoreError, InUse, Unavailable
 from storage.objects.s3 import S3Store
 from storage.settings import ObjectSettings
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
-_END_SECONDS = 1.0
-_PAUSES = (0.2, 0.5, 1, 2, 5, 10, 30)
-_STEADY_SECONDS = 60
-_LOG_LIMIT = 16 * 1024 * 1024
 _PORTS = ("master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc", "s3", "s3_grpc")
-# The child asks the kernel to be killed when its parent dies, then becomes the store. A function between fork and
-# exec would do the same, but is not safe in a process with threads.
-_LAUNCHER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class EmbeddedStore:
         self._bucket = bucket
         self._identity: _Identity | None = None
         self._lock: int | None = None
-        self._child: asyncio.subprocess.Process | None = None
+        self._child = Child("the object store", directory, log=self._log, mark=b"weed")
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -115,7 +102,7 @@ class EmbeddedStore:
         self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
         try:
-            _end_stale_child(self.directory)
+            self._child.end_stale()
             self._identity = self._prepare()
             await self._spawn()
             await self._wait_until_ready()
@@ -123,7 +110,7 @@ class EmbeddedStore:
             await self._end_child()
             self._drop_lock()
             raise
-        self._keeper = asyncio.create_task(self._keep(), name="object store keeper")
+        self._keeper = asyncio.create_task(self._child.keep(self._spawn), name="object store keeper")
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -161,17 +148,17 @@ class EmbeddedStore:
     def _prepare(self) -> _Identity:
         path = self.directory / "store.json"
         identity = _Identity.load(path)
-        if set(identity.ports) != set(_PORTS) or not all(map(_is_free, identity.ports.values())):
+        if set(identity.ports) != set(_PORTS) or not all(map(is_free, identity.ports.values())):
             identity = _Identity(identity.access_key, identity.secret_key, _free_ports())
             for old in self.directory.glob("data/m[0-9]*"):
                 shutil.rmtree(old)  # the master's memory of its former port; volumes announce themselves again
         (self.directory / "data").mkdir(mode=0o700, exist_ok=True)
-        _write_private(path, json.dumps(asdict(identity)))
-        _write_private(self.directory / "s3.json", json.dumps(_s3_config(identity)))
-        _write_private(self.directory / "master.toml", _MASTER_TOML)
-        _write_private(self.directory / "security.toml", _security_toml(identity))
+        write_private(path, json.dumps(asdict(identity)))
+        write_private(self.directory / "s3.json", json.dumps(_s3_config(identity)))
+        write_private(self.directory / "master.toml", _MASTER_TOML)
+        write_private(self.directory / "security.toml", _security_toml(identity))
         for name, text in _certificates().items():
-            _write_private(self.directory / name, text)
+            write_private(self.directory / name, text)
         return identity
 
     def _arguments(self) -> list[str]:
@@ -193,21 +180,7 @@ class EmbeddedStore:
 
     # ---- the child -------------------------------------------------------------------------------------------
     async def _spawn(self) -> None:
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._arguments()]
-        output = _open_log(self._log)
-        try:
-            self._child = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=self.directory,
-                env={"PATH": os.defpath, "HOME": str(self.directory), "GOGC": "50"},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        finally:
-            os.close(output)
-        _write_private(self.directory / "pid", str(self._child.pid))
+        await self._child.spawn(self._arguments(), {"PATH": os.defpath, "HOME": str(self.directory), "GOGC": "50"})
 
     async def _wait_until_ready(self) -> None:
         store = S3Store(self.settings)
@@ -221,7 +194,7 @@ class EmbeddedStore:
             await store.close()
 
     async def _answers(self, store: S3Store) -> bool:
-        if self._child is None or self._child.returncode is not None:
+        if not self._child.is_alive:
             raise Unavailable(f"the object store ended at once, see {self._log}")
         try:
             # An object that can be written proves master, volume and filer at once.
@@ -232,34 +205,8 @@ class EmbeddedStore:
             return False
         return True
 
-    async def _keep(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while True:
-            started = loop.time()
-            assert self._child is not None
-            status = await self._child.wait()
-            failures = 0 if loop.time() - started > _STEADY_SECONDS else failures + 1
-            pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
-            log.error("the object store ended with status %s, starting again in %s s", status, pause)
-            await asyncio.sleep(pause)
-            try:
-                await self._spawn()
-            except OSError:
-                log.exception("the object store cannot be started")
-
     async def _end_child(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            return
-        for number, patience in ((signal.SIGTERM, _END_SECONDS), (signal.SIGKILL, None)):
-            # Its orderly end waits 15 s for its own streams; everything it acknowledged is with the kernel by then.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.wait(), patience)
-                break
-        (self.directory / "pid").unlink(missing_ok=True)
+        await self._child.end()
         if self._identity is not None:
             _remove_sockets(self._identity.ports)
 
@@ -317,20 +264,6 @@ def _weed() -> str:
     return found
 
 
-def _write_private(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)
-
-
-def _open_log(path: Path) -> int:
-    if path.exists() and path.stat().st_size > _LOG_LIMIT:
-        path.replace(path.with_name(path.name + ".1"))
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-
 def _is_locked(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -346,16 +279,6 @@ def _is_locked(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def _free_ports() -> dict[str, int]:
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in _PORTS]
@@ -369,19 +292,3 @@ def _remove_sockets(ports: dict[str, int]) -> None:
     for name in ("master", "volume", "filer", "s3"):
         with contextlib.suppress(PermissionError):
             Path(f"/tmp/seaweedfs-{name}-grpc-{ports[name + '_grpc']}.sock").unlink(missing_ok=True)
-
-
-def _end_stale_child(directory: Path) -> None:
-    """End a store that outlived its gateway; only if the process is really ours."""
-    path = directory / "pid"
-    try:
-        pid = int(path.read_text())
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        place = Path(f"/proc/{pid}/cwd").resolve()
-    except (OSError, ValueError):
-        return
-    if b"weed" in command and place == directory.resolve():
-        log.warning("ending an object store that a former gateway left behind (process %s)", pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    path.unlink(missing_ok=True)

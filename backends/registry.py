@@ -1,0 +1,328 @@
+"""A client of one registry: the calls of the Registry API v2 (OCI distribution) that images need, and Harbor's lists.
+
+It knows repositories, blobs and manifests by name and digest, and nothing of who owns them. Foreign errors become
+`storage.errors`, chained; a password never gets into one. Bytes are streamed: nothing here holds a whole layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+import aiohttp
+
+from backends.registry_login import basic
+from backends.settings import RegistrySettings
+from storage.errors import AshoreError, BadInput, NotFound, Unavailable
+from storage.names import printable
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFESTS = (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_LIST, OCI_INDEX)
+_LARGEST_MANIFEST = 4 * 1024 * 1024
+_PAGE = 100
+_MOST_PAGES = 100
+_FIELD = re.compile(r'([a-z_]+)="([^"]*)"')
+_TOKEN_SPARE = 30.0
+"""A token is fetched anew so many seconds before it ends; a long upload needs it at its beginning only."""
+AWAY = "the image registry does not answer"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as the registry has it."""
+
+    body: bytes
+    media_type: str
+    digest: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        found = json.loads(self.body)
+        return found if isinstance(found, dict) else {}
+
+
+class Registry:
+    """One registry with one login. Make it inside a running event loop; `close` it at the end."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self._settings = settings
+        self._base = settings.url.rstrip("/")
+        self._prefix = f"{settings.project}/" if settings.project else ""
+        self._http: aiohttp.ClientSession | None = None
+        self._challenge: Mapping[str, str] | None = None
+        """How it wants to be asked; None before that is known, empty if anybody may ask."""
+        self._tokens: dict[str, tuple[float, str]] = {}
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def check(self) -> None:
+        """Return if it answers and knows our password; Unavailable with the reason otherwise."""
+        self._challenge = None
+        async with self._call("GET", "/v2/", scope=""):
+            return
+
+    # ---- blobs -----------------------------------------------------------------------------------------------
+    async def has_blob(self, repository: str, digest: str) -> bool:
+        with contextlib.suppress(NotFound):
+            async with self._call("HEAD", self._path(repository, "blobs", digest), scope=repository):
+                return True
+        return False
+
+    async def blob(self, repository: str, digest: str, *, most: int = _LARGEST_MANIFEST) -> bytes:
+        """A small blob, such as a configuration; BadInput if it is larger than `most` bytes."""
+        async with self._call("GET", self._path(repository, "blobs", digest), scope=repository) as answer:
+            return await _limited(answer, most)
+
+    @contextlib.asynccontextmanager
+    async def upload(self, repository: str) -> AsyncIterator[BlobUpload]:
+        """An upload that is thrown away if it is not finished."""
+        path = self._path(repository, "blobs", "uploads") + "/"
+        async with self._call("POST", path, scope=repository) as answer:
+            upload = BlobUpload(self, repository, self._location(answer))
+        try:
+            yield upload
+        finally:
+            if not upload.is_finished:
+                with contextlib.suppress(Unavailable, NotFound, BadInput):
+                    await asyncio.shield(upload.cancel())
+
+    # ---- manifests -------------------------------------------------------------------------------------------
+    async def put_manifest(self, repository: str, reference: str, body: bytes, media_type: str) -> str:
+        """Store a manifest under a tag or its digest; its digest. BadInput: a blob that it names is missing."""
+        path = self._path(repository, "manifests", reference)
+        headers = {"Content-Type": media_type}
+        async with self._call("PUT", path, scope=repository, data=body, headers=headers) as answer:
+            return answer.headers.get("Docker-Content-Digest", "")
+
+    async def manifest(self, repository: str, reference: str) -> Manifest:
+        headers = {"Accept": ", ".join(_MANIFESTS)}
+        path = self._path(repository, "manifests", reference)
+        async with self._call("GET", path, scope=repository, headers=headers) as answer:
+            body = await _limited(answer, _LARGEST_MANIFEST)
+            return Manifest(body, answer.content_type, answer.headers.get("Docker-Content-Digest", ""))
+
+    async def delete_manifest(self, repository: str, digest: str) -> None:
+        """Remove it with every tag of this repository that leads to it; no error if it is gone."""
+        with contextlib.suppress(NotFound):
+            async with self._call("DELETE", self._path(repository, "manifests", digest), scope=repository):
+                return
+
+    # ---- lists -----------------------------------------------------------------------------------------------
+    async def repositories(self) -> Sequence[str]:
+        """Names of all repositories that the login may list, below the project of the settings if there is one.
+
+        Harbor's own listing where it is Harbor: its `_catalog` is for its administrators only.
+        """
+        if self._settings.project and (found := await self._of_harbor()) is not None:
+            return found
+        names: list[str] = []
+        path: str | None = f"/v2/_catalog?n={_PAGE}"
+        for _ in range(_MOST_PAGES):
+            if path is None:
+                break
+            async with self._call("GET", path, scope="registry:catalog:*") as answer:
+                facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
+                names += [str(name) for name in facts.get("repositories") or ()]
+                path = self._next(answer)
+        return sorted(name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
+
+    async def tags(self, repository: str) -> Sequence[str]:
+        """Empty for a repository that is not there."""
+        with contextlib.suppress(NotFound):
+            async with self._call("GET", self._path(repository, "tags", "list"), scope=repository) as answer:
+                facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
+                return sorted(str(tag) for tag in facts.get("tags") or ())
+        return ()
+
+    async def _of_harbor(self) -> Sequence[str] | None:
+        """The repositories of our Harbor project; None if it is no Harbor."""
+        project, names = self._settings.project.split("/")[0], list[str]()
+        for page in range(1, _MOST_PAGES + 1):
+            path = f"/api/v2.0/projects/{quote(project)}/repositories?page={page}&page_size={_PAGE}"
+            try:
+                async with self._call("GET", path, scope=None) as answer:
+                    facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
+            except (NotFound, ValueError):
+                return None
+            if not isinstance(facts, list):
+                return None
+            names += [str(one["name"]) for one in facts if isinstance(one, dict) and "name" in one]
+            if len(facts) < _PAGE:
+                break
+        return sorted(name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
+
+    # ---- calls -----------------------------------------------------------------------------------------------
+    def _path(self, repository: str, *parts: str) -> str:
+        return "/".join(["/v2", quote(self._prefix + repository), *(quote(part, safe=":") for part in parts)])
+
+    def _location(self, answer: aiohttp.ClientResponse) -> str:
+        """Where an upload goes on; never to another host, which would get our password."""
+        url = urljoin(f"{self._base}/", answer.headers.get("Location", ""))
+        if urlsplit(url).netloc != urlsplit(self._base).netloc:
+            raise Unavailable("the image registry sends uploads to another host, which is not supported")
+        return url
+
+    def _next(self, answer: aiohttp.ClientResponse) -> str | None:
+        link = answer.links.get("next")
+        if link is None:
+            return None
+        parts = urlsplit(str(link["url"]))
+        return f"{parts.path}?{parts.query}"
+
+    @contextlib.asynccontextmanager
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str | None,
+        data: bytes | AsyncIterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request. `path`: below the registry, or a whole URL of it. `scope`: the repository, None for Harbor."""
+        url = path if path.startswith(("http://", "https://")) else self._base + path
+        with _translated():
+            login = await self._login(scope)
+            sent = {**(headers or {}), **login}
+            async with self._session().request(method, url, data=data, headers=sent) as answer:
+                if answer.status >= 400:
+                    raise await _refusal(answer)
+                yield answer
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
+            connector = aiohttp.TCPConnector(ssl=_tls(self._settings), limit=16)
+            # Without proxies of the environment: they would see the password.
+            self._http = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
+        return self._http
+
+    # ---- login -----------------------------------------------------------------------------------------------
+    async def _login(self, scope: str | None) -> Mapping[str, str]:
+        """The header by which a request is let in, known before its body is sent: a layer is sent once only."""
+        if scope is None:
+            return self._basic()
+        if self._challenge is None:
+            self._challenge = await self._asked()
+        kind = self._challenge.get("kind", "")
+        if kind == "bearer":
+            return {"Authorization": f"Bearer {await self._token(scope)}"}
+        return self._basic() if kind == "basic" else {}
+
+    def _basic(self) -> Mapping[str, str]:
+        return {"Authorization": f"Basic {basic(self._settings)}"} if self._settings.user else {}
+
+    async def _asked(self) -> Mapping[str, str]:
+        async with self._session().get(f"{self._base}/v2/") as answer:
+            if answer.status == 200:
+                return {}
+            if answer.status != 401:
+                raise Unavailable(f"what answers at the registry's address is none (status {answer.status})")
+            words = answer.headers.get("WWW-Authenticate", "")
+        kind, _, rest = words.partition(" ")
+        return {"kind": kind.lower(), **dict(_FIELD.findall(rest))}
+
+    async def _token(self, scope: str) -> str:
+        assert self._challenge is not None
+        wanted = scope if not scope or ":" in scope else f"repository:{self._prefix}{scope}:pull,push,delete"
+        moment = asyncio.get_running_loop().time()
+        until, token = self._tokens.get(wanted, (0.0, ""))
+        if moment < until:
+            return token
+        realm = self._challenge.get("realm", "")
+        parts = urlsplit(realm)
+        if parts.scheme != "https" and parts.netloc != urlsplit(self._base).netloc and not self._settings.insecure:
+            raise Unavailable("the image registry wants its password at a place without TLS, which is refused")
+        query = {"service": self._challenge.get("service", ""), **({"scope": wanted} if wanted else {})}
+        async with self._session().get(realm, params=query, headers=self._basic()) as answer:
+            if answer.status >= 400:
+                raise await _refusal(answer)
+            facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
+        token = str(facts.get("token") or facts.get("access_token") or "")
+        self._tokens[wanted] = moment + float(facts.get("expires_in") or 60) - _TOKEN_SPARE, token
+        return token
+
+
+class BlobUpload:
+    """A blob on its way: `send` once, then `finish` with its digest."""
+
+    def __init__(self, registry: Registry, repository: str, url: str) -> None:
+        self._registry = registry
+        self._repository = repository
+        self._url = url
+        self.is_finished = False
+
+    async def send(self, pieces: AsyncIterable[bytes]) -> None:
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._registry._call(
+            "PATCH", self._url, scope=self._repository, data=pieces, headers=headers
+        ) as answer:
+            self._url = self._registry._location(answer)
+
+    async def finish(self, digest: str) -> None:
+        """BadInput: what was sent has another digest."""
+        mark = "&" if urlsplit(self._url).query else "?"
+        url = f"{self._url}{mark}digest={quote(digest, safe=':')}"
+        async with self._registry._call("PUT", url, scope=self._repository, data=b""):
+            self.is_finished = True
+
+    async def cancel(self) -> None:
+        async with self._registry._call("DELETE", self._url, scope=self._repository):
+            self.is_finished = True
+
+
+def _tls(settings: RegistrySettings) -> ssl.SSLContext | bool:
+    if not settings.url.startswith("https://"):
+        return True
+    if settings.insecure:
+        return False
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file or None)
+    except OSError as error:
+        raise Unavailable(f"the registry's ca_file cannot be read: {error.strerror}") from error
+
+
+async def _limited(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    body = bytearray()
+    async for piece in answer.content.iter_chunked(64 * 1024):
+        body += piece
+        if len(body) > most:
+            raise BadInput("the image registry sent more than was expected")
+    return bytes(body)
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> AshoreError:
+    said = ""
+    with contextlib.suppress(aiohttp.ClientError, BadInput, ValueError, KeyError, IndexError, TypeError):
+        found = json.loads(await _limited(answer, 64 * 1024))["errors"][0]
+        said = printable(f"{found.get('code', '')} {found.get('message', '')}".strip(), limit=200)
+    if answer.status in (401, 403):
+        return Unavailable("the image registry does not take the user and password of the settings")
+    if answer.status == 404:
+        return NotFound(f"the image registry has no such thing ({said or 'status 404'})")
+    if answer.status in (400, 405, 413, 415, 416):
+        return BadInput(f"the image registry refused it: {said or f'status {answer.status}'}")
+    return Unavailable(f"the image registry failed: {said or f'status {answer.status}'}")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        raise Unavailable(AWAY) from error
+    except ValueError as error:  # from json
+        raise Unavailable("the image registry sent what cannot be read") from error
