@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from backends.builders.registry import is_possible
+from backends.builds import Builds
 from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
@@ -135,6 +137,11 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         stack.push_async_callback(tree.moves.close)
         files = Files(tree, environments, guests)
         stack.push_async_callback(files.close)
+        images = Images(database, audit, changes, settings.backends.registry)
+        builds = Builds(
+            database, audit, changes, images, settings.backends.builds, data / "builds",
+            is_possible=is_possible(settings.backends),
+        )  # fmt: skip
         yield Services(
             database=database,
             audit=audit,
@@ -150,7 +157,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             uploads=uploads,
             transfers=Transfers(database, audit, changes, uploads),
             imports=Imports(database, audit, changes, files, vault, settings.imports, own=settings.objects),
-            images=Images(database, audit, changes, settings.backends.registry),
+            images=images,
+            builds=builds,
             links=Links(tree, audit, settings.objects),
             moves=tree.moves,
             store=store,

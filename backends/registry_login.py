@@ -25,9 +25,7 @@ def auth_file(settings: RegistrySettings) -> str:
     """What `--authfile` of skopeo and buildah reads; write it 0600 and remove it with the process."""
     if not settings.user:
         return json.dumps({"auths": {}})
-    pair = f"{settings.user}:{settings.password.get_secret_value()}".encode()
-    login = {"auth": base64.b64encode(pair).decode()}
-    return json.dumps({"auths": {urlsplit(settings.url).netloc: login}})
+    return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
 
 
 def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
@@ -36,8 +34,6 @@ def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
         return {}
     login = {"username": settings.user, "password": settings.password.get_secret_value()}
     return {urlsplit(settings.url).netloc: login}
-
-    return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
 
 
 def basic(settings: RegistrySettings) -> str:

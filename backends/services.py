@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.builds import Builds
 from backends.compute.contract import Compute
 from backends.environments import Environments
 from backends.files import Files
@@ -63,6 +64,7 @@ class Services:
     transfers: Transfers
     imports: Imports
     images: Images
+    builds: Builds
     links: Links
     moves: Moves
     store: ObjectStore

@@ -19,16 +19,19 @@ from pathlib import Path
 import asyncssh
 
 from backends import guest_tree
+from backends.builders.registry import builder_of
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_cache import DataCache
 from backends.mounts import EnvironmentData
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.builds import BuildReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
 from backends.reconcilers.imports import ImportReconciler
+from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
 from backends.settings import BackendSettings
@@ -74,7 +77,7 @@ async def serve(settings: Settings, data: Path) -> int:
         stack.push_async_callback(menu.close)
         host_key = await asyncio.to_thread(_host_key, data / "ssh_host_ed25519_key")
         house = _house(settings, services, menu, host_key)
-        await stack.enter_async_context(_running(house, data, store_is_there=store_is_there))
+        await stack.enter_async_context(_running(house, data, house_settings.backends, store_is_there=store_is_there))
         acceptor = await _listen(house, host_key, port)
         address = services.address
         for line in await first_start(
@@ -218,7 +221,7 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 
 
 @asynccontextmanager
-async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIterator[None]:
+async def _running(house: House, data: Path, backends: BackendSettings, *, store_is_there: bool) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
     cache = DataCache(
@@ -264,6 +267,13 @@ async def _running(house: House, data: Path, *, store_is_there: bool) -> AsyncIt
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]
+    if (builder := builder_of(backends, data)) is not None and backends.registry.url:
+        registry = Registry(backends.registry)
+        builds = BuildReconciler(
+            services.database, services.audit, services.changes, services.images, services.builds, builder,
+            backends.builds, registry,
+        )  # fmt: skip
+        loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
     if not store_is_there:
         loops.append(asyncio.create_task(_await_store(services), name="wait for the object store"))
     for task in loops:

@@ -11,6 +11,7 @@ from storage.records.asset import (
     VersionState,
 )
 from storage.records.base import Record, new_id
+from storage.records.build import Build, BuildState
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
@@ -31,6 +32,8 @@ __all__ = [
     "AssetVersion",
     "AuditEvent",
     "AuditHead",
+    "Build",
+    "BuildState",
     "Deletion",
     "Environment",
     "EnvironmentKey",
