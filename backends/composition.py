@@ -21,8 +21,10 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.registry import Registry
 from backends.services import Address, Services
 from backends.settings import BackendSettings, ImportSettings
 from backends.usage import Loads
@@ -126,7 +128,13 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         guests = Guests(database, vault, computes, changes)
         stack.push_async_callback(guests.close)
         quotas = quotas_of(database, audit, changes, settings.quotas, settings.objects, settings.backends)
-        environments = Environments(database, audit, changes, computes, settings.backends, quotas=quotas)
+        images = Images(database, audit, changes, settings.backends.registry, settings.backends.images)
+        registry = Registry(settings.backends.registry) if settings.backends.registry.url else None
+        if registry is not None:
+            stack.push_async_callback(registry.close)
+        environments = Environments(
+            database, audit, changes, computes, settings.backends, quotas=quotas, images=images
+        )  # fmt: skip
         await environments.activity.start()
         stack.push_async_callback(environments.activity.close)
         uploads = Uploads(database, store, audit, changes, settings.objects, quotas=quotas)
@@ -159,6 +167,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             imports=Imports(database, audit, changes, files, vault, settings.imports, own=settings.objects),
             images=images,
             builds=builds,
+            image_care=ImageCare(database, audit, images, computes, registry),
+            registry=registry,
             links=Links(tree, audit, settings.objects),
             moves=tree.moves,
             store=store,

@@ -20,6 +20,7 @@ from backends.activity import Activity
 from backends.compute.contract import Compute
 from backends.compute.dial import HasNamespace, dial
 from backends.compute.places import place_of
+from backends.images import Images
 from backends.lifecycle import Due, LifecycleChoice, Step, due, warning
 from backends.mounts import begin_mounts, mount_variables
 from backends.planning import Plan, Planner, Request, amounts
@@ -54,7 +55,9 @@ class Environments:
         clock: Clock = now,
         *,
         quotas: Quotas | None = None,
+        images: Images | None = None,
     ) -> None:
+        self._images = images or Images(database, audit, changes, settings.registry, settings.images, clock)
         self._database = database
         self._audit = audit
         self._changes = changes
@@ -62,7 +65,7 @@ class Environments:
         self._quotas = quotas or Quotas(
             database, audit, changes, environments=settings.environments.limit_per_user, clock=clock
         )
-        self.planner = Planner(computes, settings, self._quotas)
+        self.planner = Planner(computes, settings, self._quotas, self._images)
         """What may be asked for, and where."""
         self._settings = settings
         self._clock = clock
@@ -120,16 +123,20 @@ class Environments:
             plan = await self.planner.plan(tx, caller, request)
             _refuse(plan)
             request = plan.request
+            if plan.image_id:
+                await self._images.hold(tx, plan.image_id)
             environment = Environment(
                 owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,
-                memory=request.memory, variables={**request.variables, **mount_variables(plan.mounts)},
+                image_id=plan.image_id, image_digest=plan.image_digest, memory=request.memory,
+                variables={**request.variables, **mount_variables(plan.mounts)},
                 host=plan.host, reserves=bool(plan.host), created=self._clock(), lifecycle_from=self._clock(),
                 gpus=plan.gpus.count, gpu_mode=plan.gpus.mode, gpu_model=plan.gpus.model, cards=dict(plan.cards),
             )  # fmt: skip
             request.lifecycle.apply_to(environment)
             tx.add(environment)
             facts: dict[str, Any] = {"compute": plan.compute, "image": plan.image}
+            facts |= {"image_digest": plan.image_digest} if plan.image_digest else {}
             facts |= {"host": plan.host} if plan.host else {}
             facts |= {"cpus": request.cpus, "memory": request.memory, "lifecycle": environment.lifecycle.value}
             facts |= {"gpus": list(plan.cards), "gpu_mode": plan.gpus.mode.value} if plan.cards else {}

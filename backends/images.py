@@ -7,13 +7,14 @@ The bytes are in the registry and none of this file's business: `reconcilers.ima
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, select
 
 from backends.image_names import LATEST, ImageName, check_image, check_plain, parse_image
-from backends.settings import RegistrySettings
+from backends.registry_login import engine_auth
+from backends.settings import ImageSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Action, Caller, Owned, Visibility, decide, may_see, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
@@ -76,6 +77,15 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where an engine gets an image."""
+
+    reference: str
+    auth: str = field(default="", repr=False)
+    """For `X-Registry-Auth`; empty: anybody may have it."""
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What is known of an image once it is in the registry. `size` in bytes; see `storage.records.Image`."""
 
@@ -95,17 +105,19 @@ class Images:
         audit: AuditTrail,
         changes: Changes,
         registry: RegistrySettings,
+        catalogue: ImageSettings | None = None,
         clock: Clock = now,
     ) -> None:
         self._database = database
         self._audit = audit
         self._changes = changes
         self._registry = registry
+        self._official = {one.name: one for one in (catalogue.official if catalogue else ())}
         self._clock = clock
 
     # ---- looking ---------------------------------------------------------------------------------------------
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[ImageView]:
-        """What the caller may use, own ones first, then by name; with `everybody` those of all, for administrators.
+        """What the caller may use, own ones first, official ones next; with `everybody` all, for administrators.
 
         Without it an administrator sees what anybody else would.
         """
@@ -116,12 +128,19 @@ class Images:
             rows = (await tx.execute(_rows().order_by(Workspace.name, Image.owner_name, Image.name, Image.tag))).all()
         seen = [(row, workspace) for row, workspace in rows if everybody or _is_offered(caller, row)]
         seen.sort(key=lambda one: (not _is_mine(caller, one[0]), one[0].workspace_id != caller.workspace_id))
-        return [self._view(caller, row, workspace) for row, workspace in seen]
+        views = [self._view(caller, row, workspace) for row, workspace in seen]
+        mine = sum(_is_mine(caller, row) for row, _ in seen)
+        return [*views[:mine], *map(_official_view, self._official.values()), *views[mine:]]
 
     async def show(self, caller: Caller, written: str) -> ImageView:
         """One image by the name that `list` gives it. NotFound if there is none to see."""
         async with self._database.reading() as tx:
-            row, workspace = await self._find(tx, caller, Action.IMAGE_SHOW, written)
+            try:
+                row, workspace = await self._find(tx, caller, Action.IMAGE_SHOW, written)
+            except NotFound:
+                if (official := self._official_named(written)) is not None:
+                    return _official_view(official)
+                raise
         return self._view(caller, row, workspace)
 
     async def resolve(self, tx: Transaction, caller: Caller, written: str) -> Chosen:
@@ -134,12 +153,46 @@ class Images:
         name = parse_image(written)
         found = await self._named(tx, caller, name) if name is not None else None
         if found is None or not decide(caller, Action.IMAGE_USE, owned(found)).allowed:
-            return Chosen(written, check_plain(written))
+            return self.plain(written)
         if not found.is_usable:
             raise Conflict(f"the image '{written}' cannot be used: it is {found.state.value}" + _because(found.reason))
         prefix = written.rpartition("/")[0]
         title = f"{prefix}/{found.title}" if prefix else found.title
         return Chosen(title, self.reference(found), found.id, found.digest)
+
+    def plain(self, written: str) -> Chosen:
+        """What `written` means to everybody alike: an official image, or a reference. BadInput: neither."""
+        official = self._official_named(written)
+        if official is not None:
+            return Chosen(official.name, official.reference)
+        reference = check_plain(written)
+        return Chosen(reference, reference)
+
+    async def hold(self, tx: Transaction, image_id: str) -> None:
+        """It is not deleted before `tx` ends. Conflict: it was a moment ago."""
+        row = await tx.get(Image, image_id, with_for_update=True)
+        if row is None or not row.is_usable:
+            raise Conflict("this image has just been deleted")
+
+    async def source(self, environment: Environment) -> Source:
+        """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
+        if not environment.image_id:
+            official = self._official.get(environment.image)
+            return Source(official.reference if official is not None else environment.image)
+        async with self._database.reading() as tx:
+            row = await tx.get(Image, environment.image_id)
+        if row is None:
+            raise NotFound(f"the image '{environment.image}' is gone")
+        return Source(self.reference(row, environment.image_digest), engine_auth(self._registry))
+
+    def source_of(self, chosen: Chosen) -> Source:
+        """Where an engine gets what was chosen."""
+        return Source(chosen.reference, engine_auth(self._registry) if chosen.image_id else "")
+
+    @property
+    def is_here_only(self) -> bool:
+        """Engines on other machines cannot reach the registry."""
+        return self._registry.is_here
 
     def reference(self, image: Image, digest: str = "") -> str:
         """What an engine pulls: the manifest `digest`, or else the present one. Unavailable: there is no registry."""
@@ -241,6 +294,9 @@ class Images:
             raise NotFound("the image is not being made any more")
         return row
 
+    def _official_named(self, written: str) -> OfficialImageSettings | None:
+        return self._official.get(written) or self._official.get(f"{written}:{LATEST}")
+
     def _refuse_ours(self, written: str) -> None:
         """Our registry's images have names here; by a reference, anybody could start what an engine has already."""
         prefix = self._registry.prefix
@@ -278,6 +334,15 @@ class Images:
             row.visibility, row.description, reference, row.digest, row.size, row.architecture, row.cuda, row.driver,
             row.base, row.created, row.ready,
         )  # fmt: skip
+
+
+def _official_view(one: OfficialImageSettings) -> ImageView:
+    name, _, tag = one.name.partition(":")
+    digest = one.reference.partition("@")[2]
+    return ImageView(
+        "", one.name, name, tag, "", "", ImageKind.OFFICIAL, ImageState.READY, description=one.title,
+        reference=one.reference, digest=digest, architecture=one.architecture, cuda=one.cuda, driver=one.driver,
+    )  # fmt: skip
 
 
 def owned(image: Image) -> Owned:

@@ -124,9 +124,9 @@ _POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
 }
 
 
-def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) -> Choice:
+def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False, only_here: str = "") -> Choice:
     """The best of `offers` by `policy` of those that have room. The same offers give the same choice."""
-    against = {offer.room.host: objection(offer, must_be_here=must_be_here) for offer in offers}
+    against = {offer.room.host: objection(offer, must_be_here=must_be_here, only_here=only_here) for offer in offers}
     fitting = [offer for offer in offers if not against[offer.room.host]]
     if not fitting:
         return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
@@ -134,7 +134,7 @@ def choose(offers: Sequence[Offer], policy: str, *, must_be_here: bool = False) 
     return Choice(min(fitting, key=lambda offer: rank(offer.room)))
 
 
-def objection(offer: Offer, *, must_be_here: bool = False) -> str:
+def objection(offer: Offer, *, must_be_here: bool = False, only_here: str = "") -> str:
     """Why it cannot go there, in a few words; empty if it can."""
     room = offer.room
     if room.state is HostState.MAINTENANCE:
@@ -143,4 +143,6 @@ def objection(offer: Offer, *, must_be_here: bool = False) -> str:
         return "offline" + (f", {room.reason}" if room.reason else "")
     if must_be_here and not room.is_here:
         return "data sets and models can be mounted on the gateway's own machine only"
+    if only_here and not room.is_here:
+        return only_here
     return "; ".join(offer.never) or room.lacks(offer.need)

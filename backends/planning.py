@@ -16,6 +16,7 @@ from backends import machines
 from backends.compute.contract import Compute
 from backends.compute.places import host_of, kind_of
 from backends.gpus import GpuNeed, asked
+from backends.images import Chosen, Images
 from backends.lifecycle import LifecycleChoice
 from backends.limits import Limits, Machine
 from backends.mounts import Choice, PlannedMount, plan_mounts
@@ -23,13 +24,17 @@ from backends.reservations import Ask, Reservations, gpu_need
 from backends.settings import BackendSettings
 from storage.access import Caller
 from storage.database.transaction import Transaction
-from storage.errors import BadInput, Unavailable
+from storage.errors import BadInput, Conflict, Unavailable
 from storage.names import check_resource, printable
 from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource
 from storage.quotas import Owner, Quotas, refusals_of
 from storage.records import Environment
 from storage.uses import mounted
 
+ELSEWHERE = (
+    "this image is in the gateway's own registry, which its machine alone reaches: an administrator can set "
+    "backends.registry.url"
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -79,6 +84,9 @@ class Plan:
     gpus: GpuNeed = GpuNeed()
     cards: Mapping[str, str] = field(default_factory=dict)
     """UUID → model of the GPUs that it would get."""
+    image_id: str = ""
+    image_digest: str = ""
+    """Of an image that the house keeps."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,13 @@ class _Placed:
 class Planner:
     """Plans over the computes that serve now, and reservations on their hosts."""
 
-    def __init__(self, computes: Mapping[str, Compute], settings: BackendSettings, quotas: Quotas) -> None:
+    def __init__(
+        self, computes: Mapping[str, Compute], settings: BackendSettings, quotas: Quotas, images: Images
+    ) -> None:
         self._computes = computes
         self._settings = settings
         self._quotas = quotas
+        self._images = images
         self._reservations = Reservations(settings)
         self.limits = Limits.of(settings.environments, Machine.here())
         """What one environment gets, and may have, on this machine. On a host it depends on that host."""
@@ -139,7 +150,6 @@ class Planner:
     async def plan(self, tx: Transaction, caller: Caller, request: Request) -> Plan:
         """What it would become as things stand."""
         compute = request.compute or self.default_compute()
-        image = request.image
         refusals: list[str] = []
         try:
             check_resource(request.name, kind="environment")
@@ -154,14 +164,14 @@ class Planner:
         if compute not in self._kinds():
             offered = ", ".join(self.offered(caller)) or "none serves now"
             refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
-        if compute == "local" and image:
+        if compute == "local" and request.image:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
-        if compute == "docker" and not image:
-            image = self._settings.docker.default_image
+        image, against_image = await self._image(tx, caller, compute, request.image)
+        refusals += against_image
         need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
         need = replace(need, workspace_id=caller.workspace_id)
         placed = self._on_machine(caller, compute, request, need)
-        placed = placed or await self._placed(tx, compute, request, need)
+        placed = placed or await self._placed(tx, compute, request, need, self._only_here(image.image_id))
         request = placed.request
         refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
@@ -169,9 +179,25 @@ class Planner:
         mounts, against = await plan_mounts(tx, caller, request.data)
         refusals += over + list(against) + request.lifecycle.refusals()
         return Plan(
-            request, compute, image, refusals, quotas, over, self._processes(compute), mounts=mounts,
+            request, compute, image.title, refusals, quotas, over, self._processes(compute), mounts=mounts,
             host=placed.host, no_room=placed.no_room, gpus=need, cards=placed.cards,
+            image_id=image.image_id, image_digest=image.digest,
         )  # fmt: skip
+
+    async def _image(self, tx: Transaction, caller: Caller, compute: str, written: str) -> tuple[Chosen, Sequence[str]]:
+        """What the written name means, and what speaks against it."""
+        try:
+            if written:
+                return await self._images.resolve(tx, caller, written), ()
+            if compute == "docker":
+                return self._images.plain(self._settings.docker.default_image), ()
+        except (BadInput, Conflict) as error:
+            return Chosen(written, ""), [error.message]
+        return Chosen("", ""), ()
+
+    def _only_here(self, image_id: str) -> str:
+        """Why an environment of this image can run on the gateway's own machine only."""
+        return ELSEWHERE if image_id and self._images.is_here_only else ""
 
     def _on_machine(self, caller: Caller, compute: str, request: Request, gpus: GpuNeed) -> _Placed | None:
         """On an existing machine; None: it is no machine."""
@@ -188,7 +214,7 @@ class Planner:
             wrong.append(f"'{compute}' gives out no GPUs: it is a machine as it is")
         return _Placed(replace(request, cpus=0.0, memory=0), wrong=wrong)
 
-    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed) -> _Placed:
+    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed, only_here: str) -> _Placed:
         hosts = self.hosts_of(compute)
         cpus, memory = self.limits.filled(request.cpus, request.memory)
         filled = replace(request, cpus=cpus, memory=memory)
@@ -198,7 +224,7 @@ class Planner:
         if not hosts:
             without = [f"the compute '{printable(compute, limit=40)}' has no GPUs"] if gpus.count else []
             return _Placed(filled, wrong=[*self.limits.refusals(cpus, memory), *without])
-        ask = Ask(request.cpus, request.memory, gpus, must_be_here=bool(request.data))
+        ask = Ask(request.cpus, request.memory, gpus, must_be_here=bool(request.data), only_here=only_here)
         found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
         if found.offer is None:
             if found.is_never:
@@ -220,7 +246,9 @@ class Planner:
             return
         await self._reservations.hold(tx, environment.compute)
         has_data = bool(await mounted(tx, [environment.id]))
-        ask = Ask(environment.cpus, environment.memory, gpu_need(environment), must_be_here=has_data)
+        only_here = self._only_here(environment.image_id)
+        need = gpu_need(environment)
+        ask = Ask(environment.cpus, environment.memory, need, must_be_here=has_data, only_here=only_here)
         hosts = self.hosts_of(environment.compute)
         offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
         if environment.host not in hosts:

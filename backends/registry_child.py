@@ -95,6 +95,15 @@ class EmbeddedRegistry:
         if client is not None:
             await client.close()
 
+    def note_garbage(self) -> None:
+        """Something was deleted, or given up half-way: `collect` has something to do."""
+        if self._client is not None:
+            (self._directory / "garbage").touch()
+
+    @property
+    def has_garbage(self) -> bool:
+        return self._client is not None and (self._directory / "garbage").exists()
+
     async def collect(self) -> None:
         """Give back the space of layers that no image has any more. It is away meanwhile, so nothing may be pushed.
 
@@ -174,6 +183,7 @@ class EmbeddedRegistry:
                 process.kill()
             await process.wait()
             raise
+        (self._directory / "garbage").unlink(missing_ok=True)
         if status:
             log.warning("the image registry could not give space back: its collector ended with status %s", status)
 

@@ -31,6 +31,8 @@ class Ask:
     memory: int
     gpus: GpuNeed = GpuNeed()
     must_be_here: bool = False
+    only_here: str = ""
+    """Why it can run on the gateway's own machine only; empty: it can run elsewhere."""
     """It has data sets or models."""
 
 
@@ -76,13 +78,13 @@ class Reservations:
     async def choose(self, tx: Transaction, compute: str, hosts: Collection[str], ask: Ask) -> Choice:
         """One of `hosts` that has room."""
         offers = [self._offer(room, ask) for room in await self.rooms(tx, compute, hosts)]
-        return choose(offers, self._placement.policy, must_be_here=ask.must_be_here)
+        return choose(offers, self._placement.policy, must_be_here=ask.must_be_here, only_here=ask.only_here)
 
     async def again(self, tx: Transaction, compute: str, host: str, ask: Ask) -> tuple[Offer, str]:
         """The same for something that was given its CPUs and memory before; and why it cannot start, or nothing."""
         (room,) = await self.rooms(tx, compute, [host])
         offer = Offer(room, Need(ask.cpus, ask.memory, ask.gpus))
-        return offer, objection(offer, must_be_here=ask.must_be_here)
+        return offer, objection(offer, must_be_here=ask.must_be_here, only_here=ask.only_here)
 
     async def lost(self, tx: Transaction, environment: Environment) -> Sequence[str]:
         """UUIDs of its GPUs that its host does not show any more."""

@@ -15,8 +15,10 @@ from backends.environments import Environments
 from backends.files import Files
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.registry import Registry
 from backends.usage import Loads
 from storage.accounts import Accounts
 from storage.assets import Datasets
@@ -65,6 +67,9 @@ class Services:
     imports: Imports
     images: Images
     builds: Builds
+    image_care: ImageCare
+    registry: Registry | None
+    """Where images are kept; None: nowhere."""
     links: Links
     moves: Moves
     store: ObjectStore

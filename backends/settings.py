@@ -330,6 +330,45 @@ class BuildSettings(Group):
     overlay where the kernel allows it, else vfs, which needs several times the space."""
 
 
+class OfficialImageSettings(Group):
+    name: str
+    """What people write after --image: `pytorch:2.4`, without a host."""
+    reference: str
+    """What Docker pulls for it: `docker.io/pytorch/pytorch:2.4.1-cuda12.4-cudnn9-runtime`, best with its digest."""
+    title: str = ""
+    """One line that says what is in it."""
+    architecture: str = ""
+    """Of the processors that it is for, `amd64` or `arm64`. Empty: not told."""
+    cuda: str = ""
+    """Version of CUDA inside. Empty: none, or not told."""
+    driver: str = ""
+    """NVIDIA driver that it needs on the host, such as `>=550`."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        name, _, tag = value.partition(":")
+        if not is_resource(name) or not is_resource(tag):
+            raise ValueError("write NAME:TAG, each of a-z 0-9 . _ -")
+        return value
+
+
+class ImageSettings(Group):
+    official: tuple[OfficialImageSettings, ...] = ()
+    """Images that everybody is offered by a short name."""
+    archive_hours: Annotated[float, Field(gt=0)] = 6.0
+    """An archive of an image that has not become one, interrupted uploads included, is thrown away this long after its
+    last byte, hours."""
+    archive_gib: Annotated[float, Field(gt=0)] = 100.0
+    """Size that an archive may have, and the image in it unpacked, GiB."""
+    archive_files: Annotated[int, Field(ge=16)] = 10_000
+    """Entries that an archive may have."""
+    archive_ratio: Annotated[float, Field(ge=2)] = 200.0
+    """How many times its size a compressed archive or layer may unpack to; what is more is made to fill disks."""
+    archives_parallel: Annotated[int, Field(ge=1)] = 1
+    """Archives that are read at once; more wait in the order of their arrival."""
+
+
 class BackendSettings(Group):
     local: LocalSettings = LocalSettings()
     docker: DockerSettings = DockerSettings()
@@ -340,6 +379,8 @@ class BackendSettings(Group):
     lifecycle: LifecycleSettings = LifecycleSettings()
     """When environments are stopped, started or deleted without anybody asking. Which of these rules one goes by is
     said when it is made: `env create --lifecycle`."""
+    images: ImageSettings = ImageSettings()
+    """What environments are made from."""
     registry: RegistrySettings = RegistrySettings()
     """Where images are kept that people build or bring."""
     builds: BuildSettings = BuildSettings()

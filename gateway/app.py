@@ -30,8 +30,8 @@ from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
+from backends.reconcilers.images import ImageReconciler
 from backends.reconcilers.imports import ImportReconciler
-from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
 from backends.settings import BackendSettings
@@ -69,7 +69,7 @@ async def serve(settings: Settings, data: Path) -> int:
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(data))
         port = stack.enter_context(_open_port(settings))
-        house_settings = await _prepare(stack, settings, data, port.getsockname()[1])
+        house_settings, registry = await _prepare(stack, settings, data, port.getsockname()[1])
         services = await stack.enter_async_context(open_services(house_settings, data))
         store_is_there = await _recover(services)
         menu = MenuWorkers(data, data / "run" / "house.json", count=settings.gateway.menu_workers)
@@ -77,7 +77,8 @@ async def serve(settings: Settings, data: Path) -> int:
         stack.push_async_callback(menu.close)
         host_key = await asyncio.to_thread(_host_key, data / "ssh_host_ed25519_key")
         house = _house(settings, services, menu, host_key)
-        await stack.enter_async_context(_running(house, data, house_settings.backends, store_is_there=store_is_there))
+        backends = house_settings.backends
+        await stack.enter_async_context(_running(house, data, backends, registry, store_is_there=store_is_there))
         acceptor = await _listen(house, host_key, port)
         address = services.address
         for line in await first_start(
@@ -110,8 +111,10 @@ class _only_one:
         self._file.close()
 
 
-async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: int) -> HouseSettings:
-    """Schema, object store and guest tree, side by side; the settings that the lower storeys get."""
+async def _prepare(
+    stack: AsyncExitStack, settings: Settings, data: Path, port: int
+) -> tuple[HouseSettings, EmbeddedRegistry]:
+    """Schema, object store and guest tree, side by side; the settings that the lower storeys get, and our registry."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_migrate(settings, data), name="migrations")
         group.create_task(_build_guest(data), name="guest tree")
@@ -119,7 +122,8 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
-        backends = await _with_registry(stack, settings, data)
+        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+        backends = await _with_registry(stack, settings, registry)
     house_settings = HouseSettings(
         database=settings.database,
         objects=objects,
@@ -132,7 +136,7 @@ async def _prepare(stack: AsyncExitStack, settings: Settings, data: Path, port: 
         public_port=port,
     )
     house_settings.save(data / "run" / "house.json")
-    return house_settings
+    return house_settings, registry
 
 
 async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path) -> ObjectSettings:
@@ -144,15 +148,13 @@ async def _embedded_store(stack: AsyncExitStack, settings: Settings, data: Path)
     return wanted.model_copy(update={name: getattr(store.settings, name) for name in own})
 
 
-async def _with_registry(stack: AsyncExitStack, settings: Settings, data: Path) -> BackendSettings:
+async def _with_registry(stack: AsyncExitStack, settings: Settings, own: EmbeddedRegistry) -> BackendSettings:
     """The settings with a registry that serves, if the machine has the program for one of our own."""
     wanted = settings.backends
     if wanted.registry.url:
         return wanted
-    child = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
-    registry = await child.start(wanted.registry)
-    stack.push_async_callback(child.close)
-    return wanted.model_copy(update={"registry": registry})
+    stack.push_async_callback(own.close)
+    return wanted.model_copy(update={"registry": await own.start(wanted.registry)})
 
 
 async def _migrate(settings: Settings, data: Path) -> None:
@@ -221,7 +223,9 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 
 
 @asynccontextmanager
-async def _running(house: House, data: Path, backends: BackendSettings, *, store_is_there: bool) -> AsyncIterator[None]:
+async def _running(
+    house: House, data: Path, backends: BackendSettings, own_registry: EmbeddedRegistry, *, store_is_there: bool
+) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
     cache = DataCache(
@@ -235,6 +239,7 @@ async def _running(house: House, data: Path, backends: BackendSettings, *, store
         services.guests,
         house.settings.backends,
         data=EnvironmentData(services.database, services.accounts, cache),
+        images=services.images,
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -245,6 +250,8 @@ async def _running(house: House, data: Path, backends: BackendSettings, *, store
         services.database, services.audit, services.changes, services.accounts, services.files,
         services.imports.vault, house.settings.imports,
     )  # fmt: skip
+    registry = services.registry
+    images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
         house.settings.backends.lifecycle,
@@ -260,6 +267,7 @@ async def _running(house: House, data: Path, backends: BackendSettings, *, store
         asyncio.create_task(keeper.run(), name="cache of data sets"),
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),
+        asyncio.create_task(images.run(), name="images reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),
@@ -267,8 +275,7 @@ async def _running(house: House, data: Path, backends: BackendSettings, *, store
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]
-    if (builder := builder_of(backends, data)) is not None and backends.registry.url:
-        registry = Registry(backends.registry)
+    if registry is not None and (builder := builder_of(backends, data)) is not None:
         builds = BuildReconciler(
             services.database, services.audit, services.changes, services.images, services.builds, builder,
             backends.builds, registry,

@@ -137,7 +137,8 @@ def example() -> str:
             if isinstance(field.default, BaseModel):
                 continue
             if (entry := _entry(field.annotation)) is not None:
-                tables += ["", ""] + _words(field) + [f"# [{path}.{name}.NAME]"] + _settings(entry)
+                header = f"# [[{path}.{name}]]" if field.default == () else f"# [{path}.{name}.NAME]"
+                tables += ["", ""] + _words(field) + [header] + _settings(entry)
                 continue
             lines += [*_words(field), f"# {name} = {_toml(field.default)}"]
         lines += tables
@@ -157,8 +158,10 @@ def _words(field: FieldInfo) -> list[str]:
 
 
 def _entry(annotation: object) -> type[BaseModel] | None:
-    """What the tables of a setting like `hosts` look like; None for every other setting."""
+    """What the tables of a setting like `hosts`, or `official`, look like; None for every other setting."""
     parts = get_args(annotation)
+    if get_origin(annotation) is tuple and isinstance(parts[0], type) and issubclass(parts[0], BaseModel):
+        return parts[0]
     if get_origin(annotation) in (dict, Mapping) and isinstance(parts[1], type) and issubclass(parts[1], BaseModel):
         return parts[1]
     return None

@@ -87,24 +87,30 @@ find_missing_programs() {
   need sshd || missing+=(openssh-server)
   need bwrap || missing+=(bubblewrap)
   need nsenter || missing+=(util-linux)
+  # Where images are kept that people build or bring; Ashore starts it itself, on loopback. All else goes without it,
+  # so nobody is asked for it who cannot install it.
+  [ "$(id -u)" != 0 ] || need docker-registry || missing+=(docker-registry)
 }
 
 install_missing() {
   [ "${#missing[@]}" = 0 ] && return
   install_or_explain "${missing[@]}"
   case " ${missing[*]} " in
-    *" openssh-server "*) disable_ssh_service ;;
+    *" openssh-server "*) disable_service ssh ;;
+  esac
+  case " ${missing[*]} " in
+    *" docker-registry "*) disable_service docker-registry ;;
   esac
 }
 
-# We brought openssh-server for its files, so the next boot must not start it either.
-disable_ssh_service() {
+# We brought these packages for their files, so the next boot must not start their services either.
+disable_service() {
   if command -v systemctl >/dev/null 2>&1; then
-    systemctl disable --quiet ssh.service >&2 && return
+    systemctl disable --quiet "$1.service" >&2 && return
   else
-    update-rc.d ssh disable >&2 && return
+    update-rc.d "$1" disable >&2 && return
   fi
-  say "could not disable the new service ssh; it would start with the next boot"
+  say "could not disable the new service $1; it would start with the next boot"
 }
 
 # One command a line: in an && list, `set -e` would let a failed step pass.

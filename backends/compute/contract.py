@@ -50,6 +50,11 @@ class WorkloadSpec:
     owner: str
     workspace: str
     image: str = ""
+    """A reference that its engine can pull."""
+    image_title: str = ""
+    """What people call it; empty: the same."""
+    image_auth: str = field(default="", repr=False)
+    """The login for its registry, as the header `X-Registry-Auth` has it; used for the pull and kept nowhere."""
     cpus: float = 0.0
     """Cores; 0: no limit."""
     memory: int = 0
@@ -165,6 +170,20 @@ class HasUsage(Protocol):
 
     async def usage(self, handle: str) -> Usage | None:
         """None: it does not run, or is gone. Unavailable: the engine cannot be asked."""
+        ...
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """An optional power of a compute: it keeps images, and takes them before they are needed."""
+
+    @property
+    def is_here(self) -> bool:
+        """It is on the gateway's own machine."""
+        ...
+
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
+        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
         ...
 
 

@@ -88,8 +88,6 @@ class BuildReconciler:
             await self._loop.run()
         finally:
             await self._builder.close()
-            if self._registry is not None:
-                await self._registry.close()
 
     async def act(self, build_id: str) -> None:
         """Bring one build to its end."""

@@ -17,6 +17,7 @@ from backends.compute.contract import Compute, Found, HostMount, Progress, State
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
+from backends.images import Source
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.reconcilers.rows import TOPIC, EnvironmentRows
@@ -73,6 +74,14 @@ class Data(Protocol):
         ...
 
 
+class Sources(Protocol):
+    """Where images come from. `backends.images.Images` is the real one."""
+
+    async def source(self, environment: Environment) -> Source:
+        """What its engine pulls, and with which login."""
+        ...
+
+
 class EnvironmentReconciler:
     """The loop over environments. One process of a house runs it."""
 
@@ -86,8 +95,10 @@ class EnvironmentReconciler:
         settings: BackendSettings,
         clock: Clock = now,
         data: Data | None = None,
+        images: Sources | None = None,
     ) -> None:
         self._data = data
+        self._images = images
         self._rows = EnvironmentRows(database, audit, changes, Reservations(settings))
         self._computes = computes
         self._guests = guests
@@ -251,10 +262,12 @@ class EnvironmentReconciler:
         return not await self._while_wished(seen, self._data.fetch(seen, lines.set), lines)
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
+        source = await self._images.source(environment) if self._images else Source(environment.image)
         files = await self._guests.prepare(environment)
         spec = WorkloadSpec(
             id=environment.id, name=environment.name, owner=environment.owner_name,
-            workspace=await self._rows.workspace_name(environment.workspace_id), image=environment.image,
+            workspace=await self._rows.workspace_name(environment.workspace_id), image=source.reference,
+            image_title=environment.image, image_auth=source.auth,
             cpus=environment.cpus, memory=environment.memory,
             variables={name: str(value) for name, value in environment.variables.items()}, guest_files=files,
             gpus=tuple(environment.cards),

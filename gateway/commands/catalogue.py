@@ -9,6 +9,7 @@ from gateway.commands import (
     doctor,
     env,
     host,
+    image,
     importing,
     invite,
     key,
@@ -25,8 +26,8 @@ from gateway.commands.help import noun as help_noun
 from gateway.commands.parsing import Noun
 
 _ALL = (
-    whoami.NOUN, env.NOUN, dataset.NOUN, model.NOUN, upload.NOUN, importing.NOUN, quota.NOUN, key.NOUN, session.NOUN,
-    record.NOUN, config.NOUN, doctor.NOUN, host.NOUN, user.NOUN, invite.NOUN, audit.NOUN, version.NOUN,
+    whoami.NOUN, env.NOUN, image.NOUN, dataset.NOUN, model.NOUN, upload.NOUN, importing.NOUN, quota.NOUN, key.NOUN,
+    session.NOUN, record.NOUN, config.NOUN, doctor.NOUN, host.NOUN, user.NOUN, invite.NOUN, audit.NOUN, version.NOUN,
 )  # fmt: skip
 
 NOUNS: dict[str, Noun] = {noun.name: noun for noun in (*_ALL, help_noun(_ALL))}

@@ -74,8 +74,9 @@ class DockerCompute:
         if labels is not None and config.has_these_gpus(spec, labels):
             return place.container
         name = config.check_image(spec.image or self._settings.default_image)
-        image = await self._engine.image(name, progress)
-        progress(f"making a container of {name}")
+        title = spec.image_title or name
+        image = await self._engine.image(name, progress, title=title, auth=spec.image_auth)
+        progress(f"making a container of {title}")
         body = config.container(
             spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings,
             gpu_driver=self._host.gpu_driver,
@@ -181,6 +182,14 @@ class DockerCompute:
             memory=self._host.memory_mib * MIB or int(info["MemTotal"]),
             is_here=self._engine.line.is_here,
         )
+
+    @property
+    def is_here(self) -> bool:
+        return self._engine.line.is_here
+
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
+        with translated():
+            await self._engine.pull(config.check_image(reference), progress, title, auth)
 
     async def gpus(self) -> Sequence[GpuFact]:
         found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()

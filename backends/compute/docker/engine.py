@@ -60,22 +60,27 @@ class Engine:
         return answer
 
     # ---- images ----------------------------------------------------------------------------------------------
-    async def image(self, name: str, progress: Progress) -> JSON:
-        """The image `name`, pulled if it is not here; BadInput if nobody has it."""
+    async def image(self, name: str, progress: Progress, *, title: str = "", auth: str = "") -> JSON:
+        """The image `name`, pulled if it is not here; BadInput if nobody has it.
+
+        `title` is what people call it, `auth` the login that its registry wants: it goes with this pull and no other.
+        """
         with translated():
             try:
                 return await self._docker.images.inspect(name)
             except DockerError as error:
                 if error.status != 404:
                     raise
-            progress(f"pulling {name}")
-            await self._pull(name, progress)
+            progress(f"pulling {title or name}")
+            await self.pull(name, progress, title or name, auth)
             return await self._docker.images.inspect(name)
 
-    async def _pull(self, name: str, progress: Progress) -> None:
+    async def pull(self, name: str, progress: Progress, title: str, auth: str) -> None:
+        """Ask its registry for it, whether it is here or not."""
         layers: dict[str, tuple[int, int]] = {}
+        login = json.loads(base64.urlsafe_b64decode(auth)) if auth else None
         try:
-            async for line in self._docker.images.pull(name, stream=True):
+            async for line in self._docker.images.pull(name, stream=True, auth=login):
                 amounts = line.get("progressDetail") or {}
                 if line.get("status") == "Downloading" and amounts.get("total"):
                     layers[line["id"]] = (amounts.get("current", 0), amounts["total"])
@@ -85,12 +90,12 @@ class Engine:
                 ):
                     size = layers[line["id"]][1]
                     layers[line["id"]] = (size, size)
-                progress(pull_line(name, layers))
+                progress(pull_line(title, layers))
         except DockerError as error:
             if error.status == _NO_CONNECTION:
                 raise
             said = printable(error.message, limit=200)
-            raise BadInput(f"there is no image '{name}' here, and no registry gave it ({said})") from error
+            raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
     async def build(
         self, context: bytes, parameters: Mapping[str, str], registries: JSON
@@ -132,15 +137,6 @@ class Engine:
         """Every image with this label: its Id, RepoTags, Created (seconds since the epoch)."""
         with translated():
             return await self._docker.images.list(filters={"label": [label]})
-
-    async def untag(self, name: str) -> None:
-        """Take a name away; layers stay, as they are the cache. No-op if there is none of this name."""
-        with translated():
-            try:
-                await self._docker.images.delete(name, noprune=True)
-            except DockerError as error:
-                if error.status not in (404, 409):
-                    raise
 
     async def delete_image(self, name: str) -> bool:
         """False if something uses it; its parents go too where nothing else has them."""

@@ -15,9 +15,17 @@ from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.guest import Guests
 from backends.hosts import Hosts
+from backends.image_care import ImageCare
+from backends.images import Images
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.services import Services
-from backends.settings import BackendSettings, EnvironmentSettings
+from backends.settings import (
+    BackendSettings,
+    EnvironmentSettings,
+    ImageSettings,
+    OfficialImageSettings,
+    RegistrySettings,
+)
 from backends.usage import Loads
 from gateway.commands import Context, run
 from gateway.settings import Settings
@@ -168,8 +176,13 @@ def shelf() -> Shelf:
 async def services(
     database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts, data_dir: Path, shelf: Shelf
 ) -> AsyncIterator[Services]:
-    settings = BackendSettings(environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024))
+    official = OfficialImageSettings(name="pytorch:2.4", reference="docker.io/pytorch/pytorch:2.4.1", cuda="12.4")
+    settings = BackendSettings(
+        environments=EnvironmentSettings(most_cpus=64, most_memory_mib=256 * 1024),
+        registry=RegistrySettings(url="http://127.0.0.1:5999"), images=ImageSettings(official=(official,)),
+    )  # fmt: skip
     quotas = Quotas(database, audit, changes)
+    images = Images(database, audit, changes, settings.registry, settings.images)
     compute = MemoryCompute(MemoryEngine(data_dir / "memory"))
     computes = {"memory": compute}
     guests = LoopbackGuests(database, Vault.in_directory(data_dir), computes, changes)
@@ -184,9 +197,10 @@ async def services(
         models=Models(database, audit, changes, cast("Any", shelf)),
         deletions=Deletions(database, audit, changes, cast("Any", shelf)), uses=Uses(database),
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
+        images=images, image_care=ImageCare(database, audit, images, {}, None), registry=None,
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
-        environments=Environments(database, audit, changes, computes, settings, quotas=quotas),
+        environments=Environments(database, audit, changes, computes, settings, quotas=quotas, images=images),
         hosts=Hosts(database, audit, changes, settings), loads=Loads(computes), guests=guests, computes=computes,
     )  # fmt: skip
     loop.cancel()

@@ -1,0 +1,120 @@
+"""Takes out of the registry what no image needs any more, and gives the space back when nothing is on its way.
+
+What is deleted is marked in the records first (`backends.images`), so a crash loses nothing. One process runs this.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from sqlalchemy import exists, select
+
+from backends.images import TOPIC
+from backends.reconcilers.loop import ReconcilerLoop
+from backends.registry import Registry
+from storage.audit import AuditTrail, Event
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.errors import Unavailable
+from storage.records import ArchiveState, Environment, EnvironmentState, Image, ImageArchive, ImageState
+
+log = logging.getLogger(__name__)
+_LOOK_SECONDS = 300.0
+_OVER = tuple(state for state in ArchiveState if state.value in ("ready", "failed"))
+_PULLING = (EnvironmentState.REQUESTED, EnvironmentState.QUEUED, EnvironmentState.CREATING)
+
+
+class Collector(Protocol):
+    """A registry of ours that can give space back; `backends.registry_child.EmbeddedRegistry`."""
+
+    @property
+    def has_garbage(self) -> bool: ...
+
+    def note_garbage(self) -> None: ...
+
+    async def collect(self) -> None:
+        """The registry is away meanwhile."""
+        ...
+
+
+class ImageReconciler:
+    """The loop over images that are to go. `collector` is None for a registry that others look after."""
+
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditTrail,
+        changes: Changes,
+        registry: Registry | None,
+        collector: Collector | None = None,
+    ) -> None:
+        self._database = database
+        self._audit = audit
+        self._changes = changes
+        self._registry = registry
+        self._collector = collector
+        self._loop = ReconcilerLoop(
+            "images", TOPIC, changes=changes, look=self.look, act=self.act, pause=_LOOK_SECONDS, parallel=1
+        )
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._loop.run()
+
+    async def look(self) -> Sequence[str]:
+        """Ids of the images that have something to be removed; space is given back on the way if it is quiet."""
+        async with self._database.reading() as tx:
+            rows = (await tx.scalars(select(Image))).all()
+        wanted = [row.id for row in rows if row.state is ImageState.DELETING or row.former]
+        if not wanted and self._collector is not None and self._collector.has_garbage and await self.is_quiet():
+            await self._collector.collect()
+            log.info("the image registry gave back the space of what was deleted")
+        return wanted
+
+    async def act(self, image_id: str) -> None:
+        """Remove what is not used. Unavailable: the registry cannot be asked, try again later."""
+        async with self._database.reading() as tx:
+            row = await tx.get(Image, image_id)
+            pinned = set(
+                await tx.scalars(select(Environment.image_digest).where(Environment.image_id == image_id))
+            )  # fmt: skip
+        if row is None:
+            return
+        if row.state is ImageState.DELETING:
+            await self._remove(row)
+        elif unused := [digest for digest in row.former if digest not in pinned and digest != row.digest]:
+            await self._delete(row, unused)
+            async with self._database.writing() as tx:
+                changed = await tx.get(Image, image_id, with_for_update=True)
+                if changed is not None:
+                    changed.former = [digest for digest in changed.former if digest not in unused]
+
+    async def is_quiet(self) -> bool:
+        """Whether nobody pushes or pulls now, as far as the records tell."""
+        async with self._database.reading() as tx:
+            pushing = exists().where(Image.state == ImageState.BUILDING)
+            reading = exists().where(ImageArchive.state.not_in(_OVER))
+            pulling = exists().where(Environment.state.in_(_PULLING))
+            return not any([await tx.scalar(select(one)) for one in (pushing, reading, pulling)])
+
+    async def _remove(self, row: Image) -> None:
+        digests = [digest for digest in (row.digest, *row.former) if digest]
+        if digests:
+            await self._delete(row, digests)
+        async with self._database.writing() as tx:
+            gone = await tx.get(Image, row.id, with_for_update=True)
+            if gone is None or gone.state is not ImageState.DELETING:
+                return
+            await tx.delete(gone)
+            await self._audit.add(tx, Event("image.gone", thing=row.title, detail={"image": row.id}))
+        self._changes.tell(TOPIC, "")
+
+    async def _delete(self, row: Image, digests: Sequence[str]) -> None:
+        if self._registry is None:
+            raise Unavailable(f"'{row.title}' is still in the registry, which is not there now")
+        if self._collector is not None:
+            self._collector.note_garbage()
+        for digest in digests:
+            await self._registry.delete_manifest(row.repository, digest)

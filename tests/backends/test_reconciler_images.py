@@ -1,0 +1,140 @@
+"""What is deleted goes out of a real registry, what is in use stays, and the space comes back when it is quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from backends.images import ImageFacts, Images
+from backends.reconcilers.images import ImageReconciler
+from backends.registry import Registry
+from backends.registry_child import EmbeddedRegistry
+from backends.settings import RegistrySettings
+from storage.access import Caller
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.clock import now
+from storage.database.engine import Database
+from storage.errors import NotFound, Unavailable
+from storage.records import Environment, EnvironmentState, Image, ImageKind
+from tests.backends.test_registry import blobs, put_image
+
+
+class House:
+    def __init__(
+        self, database: Database, audit: AuditTrail, changes: Changes, child: EmbeddedRegistry, at: RegistrySettings
+    ) -> None:
+        self.database, self.child = database, child
+        self.images = Images(database, audit, changes, at)
+        self.registry = Registry(at)
+        self.reconciler = ImageReconciler(database, audit, changes, self.registry, child)
+        self.without = ImageReconciler(database, audit, changes, None)
+
+    async def image(self, owner: Caller, layer: bytes) -> Image:
+        """Of alice's `model:v1`, made again if it is there."""
+        async with self.database.writing() as tx:
+            row = await self.images.begin(tx, owner, "model", "v1", kind=ImageKind.CUSTOM)
+        digest = await put_image(self.registry, row.repository, "v1", layer)
+        async with self.database.writing() as tx:
+            await self.images.finish(tx, row.id, ImageFacts(digest))
+            return await tx.get_one(Image, row.id)
+
+    async def environment(self, image: Image, state: EnvironmentState = EnvironmentState.RUNNING) -> Environment:
+        row = Environment(
+            owner_id=image.owner_id, owner_name="alice", workspace_id=image.workspace_id, name=f"e{state.value}",
+            compute="docker", image=image.title, image_id=image.id, image_digest=image.digest, state=state,
+            created=now(),
+        )  # fmt: skip
+        async with self.database.writing() as tx:
+            tx.add(row)
+        return row
+
+    async def remove(self, row: Environment) -> None:
+        async with self.database.writing() as tx:
+            await tx.delete(await tx.get_one(Environment, row.id))
+
+    async def row(self, image: Image) -> Image | None:
+        async with self.database.reading() as tx:
+            return await tx.get(Image, image.id)
+
+    async def round(self) -> None:
+        for key in await self.reconciler.look():
+            await self.reconciler.act(key)
+
+    async def has(self, image: Image) -> bool:
+        try:
+            await self.registry.manifest(image.repository, image.digest)
+        except NotFound:
+            return False
+        return True
+
+
+@pytest.fixture
+async def house(database: Database, audit: AuditTrail, changes: Changes, tmp_path: Path) -> AsyncIterator[House]:
+    child = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
+    house = House(database, audit, changes, child, await child.start(RegistrySettings()))
+    yield house
+    await house.registry.close()
+    await child.close()
+
+
+async def test_a_deleted_image_goes_with_its_space(house: House, alice: Caller, tmp_path: Path) -> None:
+    image = await house.image(alice, os.urandom(1_000_000))
+    await house.images.delete(alice, "model:v1")
+    with pytest.raises(Unavailable, match="not there now"):
+        await house.without.act(image.id)
+    await house.round()
+    assert not await house.has(image)
+    assert await house.row(image) is None
+    assert house.child.has_garbage
+    await house.round()
+    assert not house.child.has_garbage
+    assert blobs(tmp_path) == 0
+    assert (await house.image(alice, b"again" * 999)).id != image.id
+
+
+async def test_what_an_environment_was_made_from_stays(house: House, alice: Caller) -> None:
+    """It is pinned: a rebuild of the environment, as for another GPU, needs the very same image."""
+    first = await house.image(alice, b"one" * 1000)
+    environment = await house.environment(first)
+    second = await house.image(alice, b"two" * 1000)
+    assert (second.id, second.former) == (first.id, [first.digest])
+    await house.round()
+    assert await house.has(first)
+    source = await house.images.source(environment)
+    assert source.reference.endswith(f"@{first.digest}")
+    await house.remove(environment)
+    await house.round()
+    assert not await house.has(first)
+    assert await house.has(second)
+    row = await house.row(first)
+    assert row is not None
+    assert row.former == []
+
+
+async def test_nothing_is_collected_while_something_is_on_its_way(house: House, alice: Caller) -> None:
+    image = await house.image(alice, b"one" * 1000)
+    house.child.note_garbage()
+    environment = await house.environment(image, EnvironmentState.CREATING)
+    await house.round()
+    assert house.child.has_garbage
+    await house.remove(environment)
+    async with house.database.writing() as tx:
+        await house.images.begin(tx, alice, "other", "v1", kind=ImageKind.CUSTOM)
+    await house.round()
+    assert house.child.has_garbage
+
+
+async def test_the_loop_wakes_by_itself(house: House, alice: Caller) -> None:
+    image = await house.image(alice, b"one" * 1000)
+    task = asyncio.create_task(house.reconciler.run())
+    await house.images.delete(alice, "model:v1")
+    async with asyncio.timeout(60):
+        while await house.row(image) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
