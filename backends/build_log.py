@@ -109,7 +109,7 @@ def _cleaned(data: bytes) -> bytes:
 
 
 def is_written(path: Path) -> bool:
-    """Whether some process, here or next door, may still add to a log. The kernel forgets that one had it when it dies."""
+    """Whether some process, here or next door, may still add to a log; with that process goes its lock."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

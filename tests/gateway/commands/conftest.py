@@ -11,6 +11,7 @@ from typing import Any, cast
 import asyncssh
 import pytest
 
+from backends.builds import Builds
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.guest import Guests
@@ -198,6 +199,7 @@ async def services(
         deletions=Deletions(database, audit, changes, cast("Any", shelf)), uses=Uses(database),
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
         images=images, image_care=ImageCare(database, audit, images, {}, None), registry=None,
+        builds=Builds(database, audit, changes, images, settings.builds, data_dir / "builds"),
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
         environments=Environments(database, audit, changes, computes, settings, quotas=quotas, images=images),
