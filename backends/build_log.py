@@ -136,3 +136,16 @@ def read_log(path: Path, offset: int) -> Iterator[bytes]:
             yield piece
     finally:
         os.close(file)
+
+
+def start_of_end(path: Path, size: int) -> int:
+    """The offset of the first whole line among the last `size` bytes; 0 if there is no more than that."""
+    try:
+        beginning = path.stat().st_size - size
+    except FileNotFoundError:
+        return 0
+    if beginning <= 0:
+        return 0
+    with path.open("rb") as file:
+        file.seek(beginning)
+        return beginning + len(file.readline())

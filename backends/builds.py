@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Select, func, select, update
 
-from backends.build_log import is_written, read_log
+from backends.build_log import is_written, read_log, start_of_end
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.rules import check
 from backends.dockerfiles.source import Problem
@@ -182,14 +182,23 @@ class Builds:
         return await self.show(caller, written, row.number)
 
     async def follow(
-        self, caller: Caller, written: str, number: int | None = None, *, offset: int = 0, wait: bool = True
+        self,
+        caller: Caller,
+        written: str,
+        number: int | None = None,
+        *,
+        offset: int = 0,
+        last: int | None = None,
+        wait: bool = True,
     ) -> AsyncIterator[LogPiece]:
         """The log from `offset` on; with `wait` until the build is over, else what there is now.
 
-        A reader that is slow is behind, and nobody waits for it.
+        `last`: leave out more at the beginning if there are more than so many bytes. A reader that is slow is behind,
+        and nobody waits for it.
         """
         row = await self._find(caller, Action.BUILD_SHOW, written, number)
         path = self.log_path(row.id)
+        offset = offset if last is None else max(offset, start_of_end(path, last))
         with self._changes.subscribe(TOPIC, LOG_TOPIC) as hints:
             while True:
                 # Asked before reading, so that everything is read. One that was cancelled writes for a moment more.

@@ -60,7 +60,7 @@ def _check(one: Instruction, escape: str) -> Iterator[Problem]:
         return
     rule = _RULES.get(one.keyword)
     if rule is None:
-        yield one.problem(f"there is no instruction '{printable(one.keyword, limit=40)}'{_meant(one.keyword)}")
+        yield one.problem(_unknown(one.keyword))
         return
     yield from _check_flags(one)
     if not one.rest.value:
@@ -69,9 +69,11 @@ def _check(one: Instruction, escape: str) -> Iterator[Problem]:
     yield from rule(one, escape)
 
 
-def _meant(keyword: str) -> str:
-    close = difflib.get_close_matches(keyword, _RULES, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _unknown(keyword: str) -> str:
+    word = printable(keyword, limit=40)
+    if close := difflib.get_close_matches(keyword, _RULES, n=1):
+        return f"there is no instruction '{word}' (did you mean {close[0]}?)"
+    return f"there is no instruction '{word}'"
 
 
 def _check_flags(one: Instruction) -> Iterator[Problem]:

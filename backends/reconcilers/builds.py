@@ -313,9 +313,10 @@ class _Hints:
 def _sentence(error: AshoreError, made: Recipe) -> str:
     if not isinstance(error, StepFailed) or not 0 < error.step <= len(made.lines):
         return error.message
-    line = made.lines[error.step - 1]
-    where = f" (line {line})" if line else ""
-    return f"step {error.step} of {len(made.lines)}{where} failed: {error.message}"
+    steps, line = len(made.lines), made.lines[error.step - 1]
+    if line:
+        return f"step {error.step} of {steps} (line {line}) failed: {error.message}"
+    return f"step {error.step} of {steps} failed: {error.message}"
 
 
 def _event(row: Build, state: BuildState, **detail: object) -> Event:

@@ -9,16 +9,19 @@ import asyncio
 import posixpath
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from sqlalchemy import update
 
+from backends.builds import Builds
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
 from backends.hosts import Hosts
+from backends.images import Images
 from backends.services import Address
-from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings
+from backends.settings import BackendSettings, EnvironmentSettings, MachineSettings, RegistrySettings
 from backends.usage import Loads
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -155,7 +158,7 @@ def _machine_of(*users: str) -> MachineSettings:
 class House:
     """Services as the screens see them, and hands for what other parts of the house would do."""
 
-    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts) -> None:
+    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts, data: Path) -> None:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
@@ -167,6 +170,8 @@ class House:
         self.quotas = Quotas(database, audit, changes)
         self.environments = Environments(database, audit, changes, self.computes, settings, quotas=self.quotas)
         self.hosts = Hosts(database, audit, changes, settings)
+        self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
+        self.builds = Builds(database, audit, changes, self.images, settings.builds, data)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
         self.transfers = Transfers(
@@ -203,7 +208,7 @@ class House:
     def services(self) -> Any:
         return SimpleNamespace(
             database=self.database, changes=self.changes, accounts=self.accounts,
-            quotas=self.quotas, sessions=self.sessions,
+            quotas=self.quotas, sessions=self.sessions, builds=self.builds, images=self.images,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),

@@ -57,6 +57,7 @@ class EnvironmentsScreen(Page):
         Binding("f", "go('files')", mark("Files")),
         Binding("t", "go('datasets')", mark("Data sets")),
         Binding("u", "go('uploads')", mark("Uploads"), show=False),
+        Binding("b", "go('builds')", mark("Image builds"), show=False),
         Binding("w", "go('usage')", mark("Usage"), show=False),
         Binding("k", "go('keys')", mark("Keys"), show=False),
         Binding("o", "go('sessions')", mark("Sessions"), show=False),

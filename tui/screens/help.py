@@ -22,6 +22,7 @@ _KEYS = (
     ("l f u k o", mark("log, files, uploads, SSH keys, open sessions")),
     ("w", mark("what your environments take: cores, memory, processes")),
     ("t", mark("data sets and models: publish, share, delete")),
+    ("b", mark("builds of images: write, watch, stop")),
     ("h", mark("hosts, for administrators")),
     ("/ Esc", mark("filter, show all")),
     (":", mark("go to a screen by name")),
