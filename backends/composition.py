@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from backends.archives.shelf import ImageShelf
+from backends.archives.views import Archives
 from backends.builders.registry import is_possible
 from backends.builds import Builds
 from backends.compute.registry import computes_of
@@ -143,7 +145,8 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         models = Models(database, audit, changes, store)
         tree = DataTree(database, audit, changes, store, uploads, datasets, models)
         stack.push_async_callback(tree.moves.close)
-        files = Files(tree, environments, guests)
+        shelf = ImageShelf(database, audit, store, uploads, images, settings.backends.images, tree)
+        files = Files(tree, environments, guests, shelf)
         stack.push_async_callback(files.close)
         images = Images(database, audit, changes, settings.backends.registry)
         builds = Builds(
@@ -169,6 +172,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             builds=builds,
             image_care=ImageCare(database, audit, images, computes, registry),
             registry=registry,
+            archives=Archives(database),
             links=Links(tree, audit, settings.objects),
             moves=tree.moves,
             store=store,

@@ -1,6 +1,7 @@
 """The one tree that people see: what is stored, and the files inside their running environments, joined.
 
-`/envs/<environment>/…` leads to `environment_files`, everything else to the tree of stored data. No rule of its own.
+`/envs/<environment>/…` leads to `environment_files`, `/images/…` to `archives.shelf`, everything else to the tree of
+stored data. No rule of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ What is here
 /datasets/<name>/<version>/...   the data sets of your workspace
 /models/<name>/<version>/...     its models, the same way
 /shared/<workspace>/...          what other workspaces share with yours, to read
+/images/<name>_<tag>.tar         put an archive of an image here (docker save): it becomes the image name:tag
 /envs/<environment>/...          your home directory inside each of your running environments
 /README.txt                      this text
 
@@ -35,6 +37,7 @@ between them, moving is not possible.
 """
 _README_NODE = Node("README.txt", is_directory=False, size=len(README), mode=0o444)
 _ROOT = Node("/", is_directory=True, mode=0o755)
+_IMAGES = Node("images", is_directory=True, mode=0o755)
 _ENVS = Node("envs", is_directory=True, mode=0o555)
 
 
@@ -55,8 +58,9 @@ class BytesReader:
 class Files:
     """Both trees under one root; a `storage.tree.Tree`."""
 
-    def __init__(self, data: Tree, environments: Environments, guests: Guests) -> None:
+    def __init__(self, data: Tree, environments: Environments, guests: Guests, images: Tree | None = None) -> None:
         self._data = data
+        self._images = images
         self._environments = EnvironmentTree(environments, guests)
 
     async def close(self) -> None:
@@ -123,7 +127,7 @@ class Files:
         tree, inner = self._find_changeable(old)
         other, target = self._find_changeable(new)
         if tree is not other:
-            raise BadInput("files cannot be renamed between /envs and the rest: copy them")
+            raise BadInput("files cannot be renamed between /envs, /images and the rest: copy them")
         await tree.rename(caller, inner, target, replace=replace)
 
     async def set_mtime(self, caller: Caller, path: str, seconds: int) -> None:
@@ -144,6 +148,8 @@ class Files:
 
     async def _root(self, caller: Caller) -> Sequence[Node]:
         nodes = {"README.txt": _README_NODE, "envs": _ENVS}
+        if self._images is not None:
+            nodes["images"] = _IMAGES
         async for node in self._data.list(caller, "/"):
             nodes.setdefault(node.name, node)
         return [nodes[name] for name in sorted(nodes)]
@@ -153,6 +159,8 @@ class Files:
             return self._environments, "/"
         if path.startswith("/envs/"):
             return self._environments, path[len("/envs") :]
+        if self._images is not None and (path == "/images" or path.startswith("/images/")):
+            return self._images, path[len("/images") :] or "/"
         return self._data, path
 
     def _find_changeable(self, path: str) -> tuple[Tree, str]:

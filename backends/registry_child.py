@@ -95,6 +95,10 @@ class EmbeddedRegistry:
         if client is not None:
             await client.close()
 
+    def free(self) -> int | None:
+        """Bytes that its disk still takes; None if it does not run."""
+        return shutil.disk_usage(self._directory).free if self._client is not None else None
+
     def note_garbage(self) -> None:
         """Something was deleted, or given up half-way: `collect` has something to do."""
         if self._client is not None:

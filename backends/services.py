@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.archives.views import Archives
 from backends.builds import Builds
 from backends.compute.contract import Compute
 from backends.environments import Environments
@@ -70,6 +71,7 @@ class Services:
     image_care: ImageCare
     registry: Registry | None
     """Where images are kept; None: nowhere."""
+    archives: Archives
     links: Links
     moves: Moves
     store: ObjectStore

@@ -24,6 +24,7 @@ from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_cache import DataCache
 from backends.mounts import EnvironmentData
 from backends.quota_watch import QuotaWatch
+from backends.reconcilers.archives import ArchiveReconciler
 from backends.reconcilers.builds import BuildReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
@@ -251,7 +252,14 @@ async def _running(
         services.imports.vault, house.settings.imports,
     )  # fmt: skip
     registry = services.registry
-    images = ImageReconciler(services.database, services.audit, services.changes, registry, own_registry)
+    images = ImageReconciler(
+        services.database, services.audit, services.changes, registry, own_registry, images=services.images,
+        computes=services.computes,
+    )  # fmt: skip
+    archives = ArchiveReconciler(
+        services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
+        registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
+    )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
         house.settings.backends.lifecycle,
@@ -268,6 +276,7 @@ async def _running(
         asyncio.create_task(deletions.run(), name="deletions reconciler"),
         asyncio.create_task(importer.run(), name="imports reconciler"),
         asyncio.create_task(images.run(), name="images reconciler"),
+        asyncio.create_task(archives.run(), name="archives reconciler"),
         asyncio.create_task(house.live.end_wanted(services), name="session ender"),
         asyncio.create_task(UploadSweep(services.uploads, house.settings.objects).run(), name="upload sweep"),
         asyncio.create_task(hashes.run(), name="hashes of files"),

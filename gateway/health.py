@@ -22,6 +22,7 @@ from storage.objects.probe import State, probe
 
 if TYPE_CHECKING:
     from backends.compute.contract import Compute
+    from backends.registry import Registry
     from storage.database.engine import Database
     from storage.objects.contract import ObjectStore
     from storage.settings import ObjectSettings
@@ -116,6 +117,21 @@ async def of_endpoint(objects: ObjectSettings) -> list[Finding]:
         )
         for check in checks
     ]  # fmt: skip
+
+
+async def of_registry(registry: Registry | None) -> Finding:
+    """Where images are kept. A house without is a good house, so that is only told."""
+    if registry is None:
+        hint = "install docker-registry, or see [backends.registry]"
+        return Finding("image registry", True, "none: nobody can bring or build images", hint, known=False)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await registry.check()
+    except TimeoutError:
+        return Finding("image registry", False, "does not answer", "see [backends.registry]")
+    except AshoreError as error:
+        return Finding("image registry", False, error.message, "see [backends.registry]")
+    return Finding("image registry", True, "answers")
 
 
 async def _of_compute(name: str, compute: Compute) -> Finding:

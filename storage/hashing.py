@@ -103,7 +103,9 @@ class HashJobs:
         """Digest everything that has no digests now; how many files that were."""
         done, after = 0, ""
         while True:
-            query = select(FileFact).where(FileFact.sha256 == "", FileFact.key > after).order_by(FileFact.key)
+            # Archives of images are read, and hashed, by those who make images of them.
+            wanted = (FileFact.sha256 == "", FileFact.key > after, FileFact.key.not_like("images/%"))
+            query = select(FileFact).where(*wanted).order_by(FileFact.key)
             async with self._database.reading() as tx:
                 facts = (await tx.scalars(query.limit(_AT_ONCE))).all()
             if not facts:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from storage.asset_rows import known_usage
 from storage.database.transaction import Transaction
 from storage.quota_limits import HOLDING, RUNNING, Amounts, Resource, Subject
-from storage.records import Asset, AssetKind, Environment, EnvironmentState, Holder, Wish, Workspace
+from storage.records import Asset, AssetKind, Environment, EnvironmentState, Holder, User, Wish, Workspace
 from storage.upload_rows import held_by
 
 HOLDS: ColumnElement[bool] = or_(
@@ -36,13 +36,15 @@ async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resou
 async def prefixes_of(tx: Transaction, subject: Subject) -> list[str]:
     """Key prefixes, each ending with a slash, below which everything counts as the subject's."""
     if subject.holder is Holder.WORKSPACE:
-        return [f"{kind.folder}/{subject.name}/" for kind in AssetKind]
+        return [f"{folder}/{subject.name}/" for folder in (*(kind.folder for kind in AssetKind), "images")]
     query = (
         select(Asset.kind, Workspace.name, Asset.name)
         .join(Workspace, Workspace.id == Asset.workspace_id)
         .where(Asset.owner_id == subject.id)
     )
-    return [f"{kind.folder}/{workspace}/{name}/" for kind, workspace, name in (await tx.execute(query)).all()]
+    found = [f"{kind.folder}/{workspace}/{name}/" for kind, workspace, name in (await tx.execute(query)).all()]
+    home = select(Workspace.name).join(User, User.workspace_id == Workspace.id).where(User.id == subject.id)
+    return [*found, *(f"images/{workspace}/{subject.id}/" for workspace in await tx.scalars(home))]
 
 
 async def _by_environments(tx: Transaction, subject: Subject) -> Amounts:

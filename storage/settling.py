@@ -50,9 +50,9 @@ class Settlement:
         await self._park_row(row, held, event)
         return True
 
-    async def expire(self, keep: timedelta) -> int:
-        """Throw away what has waited for longer than `keep`; how many uploads that were."""
-        rows = await self._rows.expired(keep)
+    async def expire(self, keep: timedelta, prefix: str = "") -> int:
+        """Throw away what has waited below `prefix` for longer than `keep`; how many uploads that were."""
+        rows = [row for row in await self._rows.expired(keep) if row.key.startswith(prefix)]
         for row in rows:
             detail = {"upload": row.id, "bytes": row.size}
             await self.throw_away_row(row, Event("upload.expire", thing=row.path, detail=detail))

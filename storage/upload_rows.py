@@ -243,7 +243,9 @@ class UploadRows:
                 await tx.execute(update(Upload).where(doubtful).values(superseded=True))
         if held is not None and not forget:
             self._changes.tell("upload", held.id)
-        if not fact.sha256:
+        if fact.key.startswith("images/"):
+            self._changes.tell("archive", "")
+        elif not fact.sha256:
             self._changes.tell("file", "")
         return True
 

@@ -26,6 +26,7 @@ from tui.screens.environments import EnvironmentsScreen
 from tui.screens.files import FilesScreen
 from tui.screens.help import HelpScreen
 from tui.screens.hosts import HostsScreen
+from tui.screens.images import ImagesScreen
 from tui.screens.keys import KeysScreen
 from tui.screens.logs import LogsScreen
 from tui.screens.sessions import SessionsScreen
@@ -42,6 +43,7 @@ _PLACES: dict[str, type[Page]] = {
     "files": FilesScreen,
     "builds": BuildsScreen,
     "datasets": DatasetsScreen,
+    "images": ImagesScreen,
     "keys": KeysScreen,
     "sessions": SessionsScreen,
     "uploads": UploadsScreen,
@@ -51,7 +53,7 @@ _PLACES: dict[str, type[Page]] = {
 }
 _SHORT = {
     "f": "files", "b": "builds", "data": "datasets", "t": "datasets", "models": "datasets", "k": "keys",
-    "s": "sessions", "u": "uploads", "w": "usage", "stats": "usage", "h": "help", "?": "help",
+    "s": "sessions", "u": "uploads", "i": "images", "w": "usage", "stats": "usage", "h": "help", "?": "help",
 }  # fmt: skip
 
 
@@ -135,10 +137,8 @@ class AshoreApp(ServedApp):
                 say(self.screen, self.desk.texts("There is no screen '{name}'.", name=place), trouble=True)
 
         texts = self.desk.texts
-        self.push_screen(
-            Ask(texts, texts("Go to: env, files, data, uploads, builds, usage, keys, sessions, hosts, help, quit")),
-            answered,
-        )
+        question = texts("Go to: env, files, data, uploads, images, builds, usage, keys, sessions, hosts, help, quit")
+        self.push_screen(Ask(texts, question), answered)
 
     @on(DatasetsScreen.FilesWanted)
     def _browse(self, event: DatasetsScreen.FilesWanted) -> None:

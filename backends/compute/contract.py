@@ -186,6 +186,10 @@ class HasImages(Protocol):
         """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
         ...
 
+    async def drop_image(self, reference: str) -> None:
+        """Forget its copy, with layers that nothing else needs; no-op if it has none, or something runs from it."""
+        ...
+
 
 @runtime_checkable
 class OnAccount(Protocol):

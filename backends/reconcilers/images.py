@@ -6,18 +6,19 @@ What is deleted is marked in the records first (`backends.images`), so a crash l
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sqlalchemy import exists, select
 
-from backends.images import TOPIC
+from backends.compute.contract import Compute, HasImages
+from backends.images import TOPIC, Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.errors import Unavailable
+from storage.errors import AshoreError, Unavailable
 from storage.records import ArchiveState, Environment, EnvironmentState, Image, ImageArchive, ImageState
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,12 @@ class ImageReconciler:
         changes: Changes,
         registry: Registry | None,
         collector: Collector | None = None,
+        *,
+        images: Images | None = None,
+        computes: Mapping[str, Compute] | None = None,
     ) -> None:
+        self._images = images
+        self._computes = computes or {}
         self._database = database
         self._audit = audit
         self._changes = changes
@@ -118,3 +124,16 @@ class ImageReconciler:
             self._collector.note_garbage()
         for digest in digests:
             await self._registry.delete_manifest(row.repository, digest)
+            await self._drop_copies(row, digest)
+
+    async def _drop_copies(self, row: Image, digest: str) -> None:
+        """On the hosts that have pulled it. One that is away keeps its copy: that costs space, and no more."""
+        if self._images is None:
+            return
+        reference = self._images.reference(row, digest)
+        for place, compute in tuple(self._computes.items()):
+            if isinstance(compute, HasImages):
+                try:
+                    await compute.drop_image(reference)
+                except AshoreError as error:
+                    log.warning("%s keeps its copy of '%s': %s", place, row.title, error.message)

@@ -30,6 +30,7 @@ async def _doctor(context: Context, options: argparse.Namespace) -> int:
         may_probe = decide(context.caller, Action.STORE_PROBE).allowed
         objects = services.objects if may_probe and services.objects.endpoint else None
         findings = await health.of_house(services.database, services.store, services.computes, None, objects)
+        findings.append(await health.of_registry(services.registry))
     context.out(report(findings, as_json=options.json, colours=context.has_terminal))
     return 0 if all(finding.ok for finding in findings) else 1
 

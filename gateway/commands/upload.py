@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from backends.archives.views import ArchiveView
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, table, to_json_line
 from gateway.commands.parsing import Noun, Parser, Verb
@@ -28,6 +29,7 @@ async def _list(context: Context, options: argparse.Namespace) -> None:
     views = await context.services.transfers.list(context.caller, everybody=options.all)
     rates = Rates().of(views)
     rows = [_row(view, rates.get(view.id), for_people=not options.json) for view in views]
+    rows += await _archives(context, options)
     table(context, rows, _COLUMNS, as_json=options.json, empty=_EMPTY)
     if not options.json and any(view.progress is Progress.PARKED for view in views):
         context.err("an interrupted upload goes on with: sftp> reput FILE, or lftp's mirror -c -R\n")
@@ -40,11 +42,12 @@ async def _watch(context: Context, options: argparse.Namespace) -> None:
         while True:
             views = await context.services.transfers.list(context.caller, everybody=options.all)
             known = rates.of(views)
+            archives = await _archives(context, options)
             if options.json:
                 rows = [_row(view, known.get(view.id), for_people=False) for view in views]
-                context.out(to_json_line(rows))
+                context.out(to_json_line(rows + archives))
             else:
-                _screenful(context, views, known)
+                _screenful(context, views, known, archives)
             await context.drain()
             await asyncio.sleep(0.5)
             with suppress(TimeoutError):
@@ -54,8 +57,30 @@ async def _watch(context: Context, options: argparse.Namespace) -> None:
                 hints.get_nowait()
 
 
-def _screenful(context: Context, views: Sequence[TransferView], rates: Mapping[str, float]) -> None:
-    rows = [_row(view, rates.get(view.id), for_people=True) for view in views]
+async def _archives(context: Context, options: argparse.Namespace) -> list[Row]:
+    """Archives of images that have arrived, and what is done with them."""
+    views = await context.services.archives.list(context.caller, everybody=options.all)
+    return [_archive_row(view, for_people=not options.json) for view in views]
+
+
+def _archive_row(view: ArchiveView, *, for_people: bool) -> Row:
+    if not for_people:
+        return {
+            "id": view.id, "owner": view.owner, "path": view.path, "state": f"image-{view.state.value}",
+            "bytes": view.done, "expected": view.size, "percent": view.percent, "bytes_per_second": None,
+            "started": view.created, "touched": view.touched, "sha256": view.sha256, "reason": view.reason,
+        }  # fmt: skip
+    reason = f": {printable(view.reason)}" if view.reason else ""
+    return {
+        "id": view.id, "owner": view.owner, "state": f"image: {view.state.value}", "sent": amount(view.size),
+        "percent": view.percent, "rate": "", "left": "", "path": f"{printable(view.path)}{reason}",
+    }  # fmt: skip
+
+
+def _screenful(
+    context: Context, views: Sequence[TransferView], rates: Mapping[str, float], archives: Sequence[Row]
+) -> None:
+    rows = [*(_row(view, rates.get(view.id), for_people=True) for view in views), *archives]
     if context.has_terminal and context.raw is not None:
         context.raw("\x1b[H\x1b[J")
     if rows:
@@ -131,6 +156,8 @@ NOUN = Noun(
     "files on their way: how far, how fast, and what broke off",
     (
         Verb("list", "list what is being sent, and what can be gone on with", _list, _list_arguments,
+             about="Archives of images are listed until they are ready: received, verifying, loading, pushing,\n"
+             "or failed and why.",
              examples=("upload list", "upload list --watch", "upload list --all --json")),
         Verb("show", "show one upload, also after it is over", _show, _id, examples=("upload show 0123456789abcdef",)),
         Verb("abort", "end an upload and throw its bytes away", _abort, _id,

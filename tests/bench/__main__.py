@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import bed, environments, forwards, logins, menus, relays, uploads
+from tests.bench import bed, environments, forwards, images, logins, menus, relays, uploads
 from tests.bench.measure import Comparison, Figure, Result
 
 BENCHES: dict[str, Callable[[bed.Bed], Iterator[Result]]] = {
@@ -26,6 +26,7 @@ BENCHES: dict[str, Callable[[bed.Bed], Iterator[Result]]] = {
     "uploads": uploads.results,
     "menus": menus.results,
     "environments": environments.results,
+    "images": images.results,
 }
 
 

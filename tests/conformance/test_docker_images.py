@@ -79,6 +79,9 @@ async def test_an_image_is_brought_to_a_host_beforehand(
     assert compute.is_here
     await compute.pull_image(reference, "model:v1", engine_auth(settings), print)
     assert docker("image", "inspect", "--format", "{{.Id}}", reference).startswith("sha256:")
+    await compute.drop_image(reference)
+    await compute.drop_image(reference)
+    assert subprocess.run(["docker", "image", "inspect", reference], check=False, capture_output=True).returncode == 1
     with pytest.raises(BadInput, match="no image 'nothing'"):
         await compute.pull_image(f"{settings.prefix}w/i/nothing:v1", "nothing", engine_auth(settings), print)
     await compute.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from backends.registry import Registry
+from backends.settings import RegistrySettings
 from gateway import health
 from gateway.commands.doctor import report
 from storage.database.engine import Database
@@ -103,3 +105,12 @@ def test_what_nobody_can_tell_is_good_and_says_what_to_see_to() -> None:
     assert "set it higher" in report([finding], as_json=False, colours=False)
     (row,) = json.loads(report([finding], as_json=True, colours=False))
     assert (row["ok"], row["state"], row["hint"]) == (True, "unknown", "set it higher")
+
+
+async def test_the_registry() -> None:
+    """None is told and is no fault; one of the settings that does not answer is."""
+    none = await health.of_registry(None)
+    assert (none.ok, none.known) == (True, False)
+    away = Registry(RegistrySettings(url="http://127.0.0.1:9"))
+    assert (await health.of_registry(away)).ok is False
+    await away.close()

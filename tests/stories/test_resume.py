@@ -99,14 +99,14 @@ def alice(gateway: Gateway, tmp_path: Path) -> Person:
     return Person(gateway, tmp_path)
 
 
-def started(gateway: Gateway, link: Link, source: Path, target: str) -> subprocess.Popen[bytes]:
+def started(gateway: Gateway, link: Link, source: Path, target: str, *, verb: str = "put") -> subprocess.Popen[bytes]:
     """`sftp` that puts `source` over `link`; interactive, as far as it can tell."""
     arguments = [*gateway.client("alice", program="sftp", options=["-P", str(link.port)]), "alice@gw"]
     client = subprocess.Popen(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     assert client.stdin is not None
-    client.stdin.write(f"put {source} {target}\n".encode())
+    client.stdin.write(f"{verb} {source} {target}\n".encode())
     client.stdin.flush()
     return client
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from sqlalchemy import update
 
+from backends.archives.views import Archives
 from backends.builds import Builds
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
@@ -168,7 +169,11 @@ class House:
             machines={"box": _machine_of("bob")},
         )
         self.quotas = Quotas(database, audit, changes)
-        self.environments = Environments(database, audit, changes, self.computes, settings, quotas=self.quotas)
+        self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
+        self.archives = Archives(database)
+        self.environments = Environments(
+            database, audit, changes, self.computes, settings, quotas=self.quotas, images=self.images
+        )  # fmt: skip
         self.hosts = Hosts(database, audit, changes, settings)
         self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
         self.builds = Builds(database, audit, changes, self.images, settings.builds, data)
@@ -208,7 +213,7 @@ class House:
     def services(self) -> Any:
         return SimpleNamespace(
             database=self.database, changes=self.changes, accounts=self.accounts,
-            quotas=self.quotas, sessions=self.sessions, builds=self.builds, images=self.images,
+            quotas=self.quotas, sessions=self.sessions, builds=self.builds, images=self.images, archives=self.archives,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),

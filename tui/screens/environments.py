@@ -56,6 +56,7 @@ class EnvironmentsScreen(Page):
         Binding("l", "logs", mark("Logs"), show=False),
         Binding("f", "go('files')", mark("Files")),
         Binding("t", "go('datasets')", mark("Data sets")),
+        Binding("i", "go('images')", mark("Images"), show=False),
         Binding("u", "go('uploads')", mark("Uploads"), show=False),
         Binding("b", "go('builds')", mark("Image builds"), show=False),
         Binding("w", "go('usage')", mark("Usage"), show=False),

@@ -191,6 +191,9 @@ class DockerCompute:
         with translated():
             await self._engine.pull(config.check_image(reference), progress, title, auth)
 
+    async def drop_image(self, reference: str) -> None:
+        await self._engine.delete_image(reference)
+
     async def gpus(self) -> Sequence[GpuFact]:
         found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()
         chosen = set(self._host.gpus)

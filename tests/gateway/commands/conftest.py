@@ -11,6 +11,7 @@ from typing import Any, cast
 import asyncssh
 import pytest
 
+from backends.archives.views import Archives
 from backends.builds import Builds
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
@@ -200,6 +201,7 @@ async def services(
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
         images=images, image_care=ImageCare(database, audit, images, {}, None), registry=None,
         builds=Builds(database, audit, changes, images, settings.builds, data_dir / "builds"),
+        archives=Archives(database),
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),
         environments=Environments(database, audit, changes, computes, settings, quotas=quotas, images=images),

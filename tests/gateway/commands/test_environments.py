@@ -168,7 +168,7 @@ async def test_a_link_for_vscode(desk: Desk, alice: Caller) -> None:
 async def test_the_house_is_well(desk: Desk, alice: Caller) -> None:
     findings = json.loads((await desk.run(alice, "doctor --json")).out)
     assert {row["name"]: row["ok"] for row in findings} == {
-        "database": True, "object store": True, "compute memory": True,
+        "database": True, "object store": True, "compute memory": True, "image registry": True,
     }  # fmt: skip
     assert "ok " in (await desk.run(alice, "doctor")).out
 

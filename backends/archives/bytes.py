@@ -1,0 +1,245 @@
+"""The bytes of an archive, read from the object store in order: plain ones can skip, packed ones are unpacked.
+
+A few pieces are asked for ahead, and no more: memory does not grow with the archive. What the bytes mean is `tar`'s and
+`layout`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import zstandard
+
+from storage.errors import BadInput
+from storage.objects.contract import ObjectStore
+
+PIECE = 4 * 1024 * 1024
+_AHEAD = 3
+_SMALL = 64 * 1024
+_OUT = 4 * 1024 * 1024
+_WINDOW = 128 * 1024 * 1024
+"""Of zstd: what `zstd --ultra` needs at most without `--long`."""
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Cursor(Protocol):
+    """A place in a stream of bytes that moves forward only."""
+
+    position: int
+
+    async def read(self, size: int) -> bytes:
+        """Exactly `size` bytes; fewer only at the end. For small things."""
+        ...
+
+    async def skip(self, size: int) -> None: ...
+
+    def stream(self, size: int) -> AsyncIterator[bytes]:
+        """The next `size` bytes in pieces; BadInput if the end comes before."""
+        ...
+
+
+class StoredBytes:
+    """One object, whole or from `position` on."""
+
+    def __init__(self, store: ObjectStore, key: str, etag: str, size: int, note: Callable[[int], None]) -> None:
+        self._store = store
+        self._key = key
+        self._etag = etag
+        self.size = size
+        self.position = 0
+        self._note = note
+        self._held = b""
+        """Bytes from `position` on that are here already."""
+
+    async def read(self, size: int) -> bytes:
+        if len(self._held) < size and self.position + len(self._held) < self.size:
+            wanted = max(size - len(self._held), _SMALL)
+            self._held += await self._get(self.position + len(self._held), wanted)
+        found, self._held = self._held[:size], self._held[size:]
+        self._move(len(found))
+        return found
+
+    async def skip(self, size: int) -> None:
+        self._held = self._held[size:]
+        self._move(min(size, self.size - self.position))
+
+    async def stream(self, size: int) -> AsyncIterator[bytes]:
+        end = self.position + size
+        if end > self.size:
+            raise too_short()
+        if self._held:
+            yield await self.read(min(len(self._held), size))
+        waiting: deque[asyncio.Task[bytes]] = deque()
+        asked = self.position
+        try:
+            while self.position < end:
+                while asked < end and len(waiting) < _AHEAD:
+                    wanted = min(PIECE, end - asked)
+                    waiting.append(asyncio.create_task(self._get(asked, wanted), name="piece of an archive"))
+                    asked += wanted
+                piece = await waiting.popleft()
+                self._move(len(piece))
+                yield piece
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _get(self, offset: int, size: int) -> bytes:
+        wanted = min(size, self.size - offset)
+        piece = await self._store.get(self._key, offset=offset, size=wanted, etag=self._etag)
+        if len(piece) != wanted:
+            raise too_short()
+        return piece
+
+    def _move(self, size: int) -> None:
+        self.position += size
+        self._note(self.position)
+
+
+class UnpackedBytes:
+    """What a packed stream holds. BadInput: it is damaged, or unpacks to more than `most` bytes."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], kind: bytes, most: int) -> None:
+        self.position = 0
+        self._pieces = unpacked(pieces, kind, most)
+        self._held = b""
+
+    async def read(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size and (piece := await self._next(size - len(found))):
+            found += piece
+        return bytes(found)
+
+    async def skip(self, size: int) -> None:
+        async for _ in self.stream(size):
+            pass
+
+    async def stream(self, size: int) -> AsyncIterator[bytes]:
+        left = size
+        while left:
+            piece = await self._next(left)
+            if not piece:
+                raise too_short()
+            left -= len(piece)
+            yield piece
+
+    async def _next(self, most: int) -> bytes:
+        if not self._held:
+            with contextlib.suppress(StopAsyncIteration):
+                self._held = await anext(self._pieces)
+        found, self._held = self._held[:most], self._held[most:]
+        self.position += len(found)
+        return found
+
+
+def packing_of(start: bytes) -> bytes:
+    """GZIP, ZSTD, or nothing, by how it begins."""
+    return next((mark for mark in (GZIP, ZSTD) if start.startswith(mark)), b"")
+
+
+async def unpacked(pieces: AsyncIterator[bytes], kind: bytes, most: int) -> AsyncIterator[bytes]:
+    """The content of a packed stream in pieces of at most 4 MiB; several members one after the other are one."""
+    unpack: Unpacker = _Gzip() if kind == GZIP else _Zstd()
+    total = 0
+    async for piece in pieces:
+        rest = piece
+        while True:
+            found, rest = await asyncio.to_thread(unpack.some, rest)
+            total += len(found)
+            if total > most:
+                raise BadInput("it unpacks to far more than its size allows: it looks made to fill disks")
+            if found:
+                yield found
+            if not rest and len(found) < _OUT:
+                break
+    if not unpack.is_complete:
+        raise too_short()
+
+
+class Unpacker(Protocol):
+    @property
+    def is_complete(self) -> bool: ...
+
+    def some(self, data: bytes) -> tuple[bytes, bytes]:
+        """About 4 MiB of content at most, and what of `data` must be given again."""
+        ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(31)
+        self._begun = False
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._begun
+
+    def some(self, data: bytes) -> tuple[bytes, bytes]:
+        if self._member.eof:
+            if not data.strip(b"\0"):  # padding behind the last member
+                return b"", b""
+            self._member = zlib.decompressobj(31)
+        self._begun = self._begun or bool(data)
+        try:
+            found = self._member.decompress(data, _OUT)
+        except zlib.error as error:
+            raise damaged() from error
+        if self._member.eof:
+            self._begun = False
+            return found, self._member.unused_data
+        return found, self._member.unconsumed_tail
+
+
+class _Zstd:
+    """Fed a little at a time: this library gives all that its input holds, which for zeros is 30,000 times as much."""
+
+    _FEED = 1024
+
+    def __init__(self) -> None:
+        self._context = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+        self._frame = self._context.decompressobj()
+        self._begun = False
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._begun
+
+    def some(self, data: bytes) -> tuple[bytes, bytes]:
+        found = bytearray()
+        view = memoryview(data)
+        while view and len(found) < _OUT:
+            if self._frame.eof:
+                self._frame = self._context.decompressobj()
+            self._begun = True
+            piece, view = view[: self._FEED], view[self._FEED :]
+            try:
+                found += self._frame.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise damaged() from error
+            if self._frame.eof:
+                self._begun = False
+                if unused := self._frame.unused_data:
+                    view = memoryview(unused + bytes(view))
+        return bytes(found), bytes(view)
+
+
+async def digested(pieces: AsyncIterator[bytes], digest: hashlib._Hash) -> AsyncIterator[bytes]:
+    """The same pieces, after each has been added to `digest`."""
+    async for piece in pieces:
+        await asyncio.to_thread(digest.update, piece)
+        yield piece
+
+
+def too_short() -> BadInput:
+    return BadInput("the archive ends too early: it was cut off before it was sent, or is damaged")
+
+
+def damaged() -> BadInput:
+    return BadInput("the archive cannot be unpacked: it is damaged")
