@@ -17,6 +17,8 @@ from pydantic import SecretStr
 from backends.applications import Applications
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
+from backends.builders.registry import is_possible
+from backends.builds import Builds
 from backends.compute.registry import computes_of
 from backends.environments import Environments
 from backends.files import Files
@@ -152,6 +154,11 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         shelf = ImageShelf(database, audit, store, uploads, images, settings.backends.images, tree)
         files = Files(tree, environments, guests, artifacts=kept, images=shelf)
         stack.push_async_callback(files.close)
+        images = Images(database, audit, changes, settings.backends.registry)
+        builds = Builds(
+            database, audit, changes, images, settings.backends.builds, data / "builds",
+            is_possible=is_possible(settings.backends),
+        )  # fmt: skip
         yield Services(
             database=database,
             audit=audit,
@@ -169,6 +176,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             transfers=Transfers(database, audit, changes, uploads),
             imports=Imports(database, audit, changes, files, vault, settings.imports, own=settings.objects),
             images=images,
+            builds=builds,
             image_care=ImageCare(database, audit, images, computes, registry),
             registry=registry,
             archives=Archives(database),

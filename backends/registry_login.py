@@ -28,6 +28,14 @@ def auth_file(settings: RegistrySettings) -> str:
     return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
 
 
+def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
+    """What the header `X-Registry-Config` of a build holds: the login of each registry, by host."""
+    if not settings.user:
+        return {}
+    login = {"username": settings.user, "password": settings.password.get_secret_value()}
+    return {urlsplit(settings.url).netloc: login}
+
+
 def basic(settings: RegistrySettings) -> str:
     """User and password for the header `Authorization: Basic`."""
     return base64.b64encode(f"{settings.user}:{settings.password.get_secret_value()}".encode()).decode()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from backends.applications import Applications
 from backends.archives.views import Archives
+from backends.builds import Builds
 from backends.compute.contract import Compute
 from backends.environments import Environments
 from backends.files import Files
@@ -70,6 +71,7 @@ class Services:
     transfers: Transfers
     imports: Imports
     images: Images
+    builds: Builds
     image_care: ImageCare
     registry: Registry | None
     """Where images are kept; None: nowhere."""

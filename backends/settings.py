@@ -440,6 +440,36 @@ class RegistrySettings(Group):
         return host and "/".join(filter(None, (host, self.project))) + "/"
 
 
+class BuildSettings(Group):
+    builder: Literal["auto", "docker", "buildah", "none"] = "auto"
+    """What makes images of Dockerfiles: `docker` (the classic builder of a Docker engine), `buildah` (a program of this
+    machine; its steps share this machine's network, so a trusted team or a machine of its own is needed), `none`.
+    `auto`: docker if there is a Docker host, else none."""
+    host: str = ""
+    """The Docker host that builds, by its name in `backends.docker.hosts`. Empty: the first."""
+    parallel: Annotated[int, Field(ge=1, le=64)] = 2
+    """Builds that run at once; more wait in the order of their making."""
+    open_per_user: Annotated[int, Field(ge=1)] = 4
+    """Builds that one person may have waiting or running."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 60.0
+    """A build that takes longer is ended, minutes."""
+    cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Cores that a step may use. 0: all. buildah limits only with the isolation `oci`."""
+    memory_mib: Annotated[int, Field(ge=0)] = 0
+    """Memory that a step may use, MiB. 0: no limit. buildah limits only with the isolation `oci`."""
+    log_mib: Annotated[int, Field(ge=1)] = 16
+    """Size of one build's log, MiB; of a longer one the middle is left out."""
+    history: Annotated[int, Field(ge=1)] = 20
+    """Builds of an image that are remembered with their logs."""
+    cache_days: Annotated[float, Field(gt=0)] = 14.0
+    """Layers that were built longer ago than this are removed from the builder once a day, days."""
+    isolation: Literal["chroot", "oci"] = "chroot"
+    """buildah: how steps are kept apart. `oci` needs a runtime (crun or runc) and cgroups that it knows."""
+    storage: Literal["auto", "overlay", "vfs"] = "auto"
+    """buildah: how layers are kept, in `builds/buildah` of the data directory, which must be on a local disk. `auto`:
+    overlay where the kernel allows it, else vfs, which needs several times the space."""
+
+
 class OfficialImageSettings(Group):
     name: str
     """What people write after --image: `pytorch:2.4`, without a host."""
@@ -493,6 +523,8 @@ class BackendSettings(Group):
     """What environments are made from."""
     registry: RegistrySettings = RegistrySettings()
     """Where images are kept that people build or bring."""
+    builds: BuildSettings = BuildSettings()
+    """How images are built of Dockerfiles."""
     ports: PortSettings = PortSettings()
     """Ports of environments that are open without SSH: `env create --publish`."""
     applications: Mapping[str, ApplicationSettings] = {}

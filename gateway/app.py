@@ -19,6 +19,7 @@ from pathlib import Path
 import asyncssh
 
 from backends import guest_tree
+from backends.builders.registry import builder_of
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_sites import Sites
 from backends.gpu_use import GpuSigns
@@ -28,6 +29,7 @@ from backends.quota_watch import QuotaWatch
 from backends.reconcilers.applications import ApplicationReconciler
 from backends.reconcilers.archives import ArchiveReconciler
 from backends.reconcilers.artifacts import ArtifactReconciler
+from backends.reconcilers.builds import BuildReconciler
 from backends.reconcilers.cache import CacheKeeper
 from backends.reconcilers.deletions import DeletionReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
@@ -81,7 +83,8 @@ async def serve(settings: Settings, data: Path) -> int:
         stack.push_async_callback(menu.close)
         host_key = await asyncio.to_thread(_host_key, data / "ssh_host_ed25519_key")
         house = _house(settings, services, menu, host_key)
-        await stack.enter_async_context(_running(house, data, registry, store_is_there=store_is_there))
+        backends = house_settings.backends
+        await stack.enter_async_context(_running(house, data, backends, registry, store_is_there=store_is_there))
         acceptor = await _listen(house, host_key, port)
         address = services.address
         for line in await first_start(
@@ -227,7 +230,7 @@ def _house(settings: Settings, services: Services, menu: MenuWorkers, host_key: 
 
 @asynccontextmanager
 async def _running(
-    house: House, data: Path, own_registry: EmbeddedRegistry, *, store_is_there: bool
+    house: House, data: Path, backends: BackendSettings, own_registry: EmbeddedRegistry, *, store_is_there: bool
 ) -> AsyncIterator[None]:
     """The loops of this process, each named; one that dies is an error that everybody sees."""
     services = house.services
@@ -299,6 +302,12 @@ async def _running(
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]
+    if registry is not None and (builder := builder_of(backends, data)) is not None:
+        builds = BuildReconciler(
+            services.database, services.audit, services.changes, services.images, services.builds, builder,
+            backends.builds, registry,
+        )  # fmt: skip
+        loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
     if not store_is_there:
         loops.append(asyncio.create_task(_await_store(services), name="wait for the object store"))
     for task in loops:

@@ -81,6 +81,11 @@ class Action(StrEnum):
     IMAGE_CHANGE = "image.change"
     IMAGE_DELETE = "image.delete"
     IMAGE_PULL = "image.pull"
+    BUILD_CHECK = "build.check"
+    BUILD_REQUEST = "build.request"
+    BUILD_LIST = "build.list"
+    BUILD_SHOW = "build.show"
+    BUILD_CANCEL = "build.cancel"
     UPLOAD_LIST = "upload.list"
     UPLOAD_SHOW = "upload.show"
     UPLOAD_ABORT = "upload.abort"
@@ -187,6 +192,7 @@ _OWN = frozenset(
         Action.PORT_PUBLISH, Action.PORT_UNPUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
         Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
         Action.UPLOAD_SHOW, Action.UPLOAD_ABORT, Action.IMPORT_SHOW, Action.IMPORT_CANCEL,
+        Action.BUILD_SHOW, Action.BUILD_CANCEL,
         Action.KEY_REMOVE, Action.SESSION_KILL, Action.RECORD_PLAY,
     }
 )  # fmt: skip
@@ -201,6 +207,7 @@ _EVERYBODY = frozenset(
         Action.DATASET_LIST, Action.DATASET_CREATE, Action.MODEL_LIST, Action.MODEL_CREATE, Action.UPLOAD_LIST,
         Action.KEY_LIST, Action.KEY_ADD, Action.SESSION_LIST, Action.RECORD_LIST,
         Action.IMPORT_LIST, Action.IMPORT_REQUEST, Action.ARTIFACT_LIST, Action.IMAGE_LIST, Action.IMAGE_CREATE,
+        Action.BUILD_CHECK, Action.BUILD_REQUEST, Action.BUILD_LIST,
     }
 )  # fmt: skip
 _ADMIN_ONLY = frozenset(

@@ -8,7 +8,12 @@ import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+
+from backends.dockerfiles.reading import parse
+from backends.dockerfiles.recipes import recipe
+from backends.dockerfiles.rules import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +64,16 @@ def _needed() -> set[str]:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("name", ["ubuntu-python", "pytorch", "micromamba"])
+def test_shipped_dockerfiles_are_what_people_may_build_too(name: str) -> None:
+    """Everything behind FROM passes the rules for everybody, and nothing in it opens a door of its own."""
+    text = (ROOT / "packaging" / "images" / f"{name}.Dockerfile").read_text()
+    head, _, body = text.partition("FROM ${BASE}\n")
+    assert re.search(r"^ARG BASE=[a-z0-9/.:-]+:[a-z0-9.-]+$", head, re.MULTILINE)
+    found = parse(body)
+    assert [str(problem) for problem in check(found)] == []
+    assert recipe(found, "debian:bookworm").text.startswith("FROM debian:bookworm\n")
+    for word in ("passwd", "sshd", "openssh", "NOPASSWD", "PermitRootLogin", "token", "EXPOSE"):
+        assert word not in body

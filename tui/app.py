@@ -18,8 +18,11 @@ from storage.access import Caller
 from storage.errors import AshoreError
 from tui.desk import Address, Desk
 from tui.screens.access import AccessScreen
+from tui.screens.build_log import BuildLogScreen
+from tui.screens.builds import BuildsScreen
 from tui.screens.create_environment import CreateEnvironmentScreen
 from tui.screens.datasets import DatasetsScreen
+from tui.screens.edit_build import EditBuildScreen
 from tui.screens.environments import EnvironmentsScreen
 from tui.screens.files import FilesScreen
 from tui.screens.help import HelpScreen
@@ -39,6 +42,7 @@ from tui.widgets.page import Page, say
 
 _PLACES: dict[str, type[Page]] = {
     "files": FilesScreen,
+    "builds": BuildsScreen,
     "datasets": DatasetsScreen,
     "images": ImagesScreen,
     "keys": KeysScreen,
@@ -49,8 +53,8 @@ _PLACES: dict[str, type[Page]] = {
     "help": HelpScreen,
 }
 _SHORT = {
-    "f": "files", "data": "datasets", "t": "datasets", "models": "datasets", "k": "keys", "s": "sessions",
-    "u": "uploads", "i": "images", "w": "usage", "stats": "usage", "h": "help", "?": "help",
+    "f": "files", "b": "builds", "data": "datasets", "t": "datasets", "models": "datasets", "k": "keys",
+    "s": "sessions", "u": "uploads", "i": "images", "w": "usage", "stats": "usage", "h": "help", "?": "help",
 }  # fmt: skip
 
 
@@ -138,13 +142,27 @@ class AshoreApp(ServedApp):
                 say(self.screen, self.desk.texts("There is no screen '{name}'.", name=place), trouble=True)
 
         texts = self.desk.texts
-        self.push_screen(
-            Ask(texts, texts("Go to: env, files, data, uploads, usage, keys, sessions, hosts, help, quit")), answered
-        )
+        question = texts("Go to: env, files, data, uploads, images, builds, usage, keys, sessions, hosts, help, quit")
+        self.push_screen(Ask(texts, question), answered)
 
     @on(DatasetsScreen.FilesWanted)
     def _browse(self, event: DatasetsScreen.FilesWanted) -> None:
         self.push_screen(FilesScreen(self.desk, event.path))
+
+    @on(BuildsScreen.LogWanted)
+    def _build_log(self, event: BuildsScreen.LogWanted) -> None:
+        self.push_screen(BuildLogScreen(self.desk, event.title, event.number))
+
+    @on(BuildsScreen.EditWanted)
+    def _edit_build(self, event: BuildsScreen.EditWanted) -> None:
+        self.push_screen(EditBuildScreen(self.desk, event.before))
+
+    @on(EditBuildScreen.Asked)
+    def _build_asked(self, event: EditBuildScreen.Asked) -> None:
+        """From the editor to the log, which Esc leaves for the list."""
+        if isinstance(self.screen, EditBuildScreen):
+            self.pop_screen()
+        self.push_screen(BuildLogScreen(self.desk, event.view.title, event.view.number))
 
     # ---- language --------------------------------------------------------------------------------------------
     @on(EnvironmentsScreen.LanguageWanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from backends.images import ImageView
+from gateway.commands import image_build
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table
 from gateway.commands.parsing import Noun, Parser, Usage, Verb
@@ -138,6 +139,8 @@ NOUN = Noun(
              examples=("image delete model:v1",)),
         Verb("pull", "bring an image to a host before it is needed there", _pull, _pull_arguments,
              examples=("image pull pytorch:2.4 gpu1",), admin=True),
+        *image_build.VERBS,
     ),
-    about="To bring one: sftp> put model.tar /images/model_v1.tar    makes the image model:v1",
+    about="To bring one: sftp> put model.tar /images/model_v1.tar    makes the image model:v1\n"
+    "To build one: image build model:v2 --base debian:bookworm --wait < Dockerfile",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from storage.records.asset import (
     VersionState,
 )
 from storage.records.base import Record, new_id
+from storage.records.build import Build, BuildState
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
@@ -38,6 +39,8 @@ __all__ = [
     "AssetVersion",
     "AuditEvent",
     "AuditHead",
+    "Build",
+    "BuildState",
     "Deletion",
     "Environment",
     "EnvironmentKey",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,8 @@ Menu = Callable[..., AshoreApp]
 
 
 @pytest.fixture
-def house(database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts) -> House:
-    return House(database, audit, changes, accounts)
+def house(database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts, data_dir: Path) -> House:
+    return House(database, audit, changes, accounts, data_dir)
 
 
 @pytest.fixture

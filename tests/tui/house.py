@@ -9,6 +9,7 @@ import asyncio
 import posixpath
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from sqlalchemy import update
 
 from backends.applications import Applications
 from backends.archives.views import Archives
+from backends.builds import Builds
 from backends.compute.contract import Usage as Used
 from backends.environments import Environments
 from backends.hosts import Hosts
@@ -161,7 +163,7 @@ def _machine_of(*users: str) -> MachineSettings:
 class House:
     """Services as the screens see them, and hands for what other parts of the house would do."""
 
-    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts) -> None:
+    def __init__(self, database: Database, audit: AuditTrail, changes: Changes, accounts: Accounts, data: Path) -> None:
         self.database = database
         self.changes = changes
         self.compute = TalkingCompute()
@@ -182,6 +184,8 @@ class House:
         self.applications = Applications(database, audit, changes, self.environments, vault, templates)
         self.published = PublishedPorts(database, audit, changes, self.environments, settings.ports)
         self.hosts = Hosts(database, audit, changes, settings)
+        self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
+        self.builds = Builds(database, audit, changes, self.images, settings.builds, data)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
         self.transfers = Transfers(
@@ -218,7 +222,7 @@ class House:
     def services(self) -> Any:
         return SimpleNamespace(
             database=self.database, changes=self.changes, accounts=self.accounts,
-            quotas=self.quotas, sessions=self.sessions, images=self.images, archives=self.archives,
+            quotas=self.quotas, sessions=self.sessions, builds=self.builds, images=self.images, archives=self.archives,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
             applications=self.applications, published=self.published,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,

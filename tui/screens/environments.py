@@ -60,6 +60,7 @@ class EnvironmentsScreen(Page):
         Binding("t", "go('datasets')", mark("Data sets")),
         Binding("i", "go('images')", mark("Images"), show=False),
         Binding("u", "go('uploads')", mark("Uploads"), show=False),
+        Binding("b", "go('builds')", mark("Image builds"), show=False),
         Binding("w", "go('usage')", mark("Usage"), show=False),
         Binding("k", "go('keys')", mark("Keys"), show=False),
         Binding("o", "go('sessions')", mark("Sessions"), show=False),

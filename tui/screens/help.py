@@ -23,6 +23,7 @@ _KEYS = (
     ("a", mark("access to Jupyter, desktops and published ports")),
     ("w", mark("what your environments take: cores, memory, processes")),
     ("t", mark("data sets and models: publish, share, delete")),
+    ("b", mark("builds of images: write, watch, stop")),
     ("i", mark("images: share, delete; archives on their way")),
     ("h", mark("hosts, for administrators")),
     ("/ Esc", mark("filter, show all")),

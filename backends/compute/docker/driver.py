@@ -245,7 +245,7 @@ class DockerCompute:
             await self._engine.pull(config.check_image(reference), progress, title, auth)
 
     async def drop_image(self, reference: str) -> None:
-        await self._engine.drop_image(reference)
+        await self._engine.delete_image(reference)
 
     async def gpus(self) -> Sequence[GpuFact]:
         if config.is_podman(await self._engine.info()):

@@ -108,14 +108,57 @@ class Engine:
             said = printable(error.message, limit=200)
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
-    async def drop_image(self, name: str) -> None:
-        """No-op when it is not here, or in use."""
+    async def build(
+        self, context: bytes, parameters: Mapping[str, str], registries: JSON
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """What the classic builder says, as it says it; closing this ends the build. `registries`: logins by host.
+
+        Not through aiodocker's own call, which knows neither limits nor logins.
+        """
+        headers = {"Content-Type": "application/x-tar", "X-Registry-Config": _header(registries)}
+        async for event in self._events("build", parameters, headers, context):
+            yield event
+
+    async def push(self, repository: str, tag: str, login: str) -> AsyncGenerator[Mapping[str, Any]]:
+        """What a push says; its digest comes as `aux`. `login` is the header's value; the Engine demands one."""
+        headers = {"X-Registry-Auth": login or _header({})}
+        async for event in self._events(f"images/{repository}/push", {"tag": tag}, headers, b""):
+            yield event
+
+    async def _events(
+        self, path: str, parameters: Mapping[str, str], headers: Mapping[str, str], body: bytes
+    ) -> AsyncGenerator[Mapping[str, Any]]:
+        """JSON documents, one a line. One may be as long as what a program wrote at once, six times over."""
+        rest = b""
+        with translated():
+            query = self._docker._query(
+                path, "POST", params=dict(parameters), headers=dict(headers), data=body, timeout=aiohttp.ClientTimeout()
+            )
+            async with query as response:
+                try:
+                    async for piece in response.content.iter_any():
+                        *lines, rest = (rest + piece).split(b"\n")
+                        for line in lines:
+                            if line.strip():
+                                yield json.loads(line)
+                finally:
+                    response.close()
+
+    async def images(self, label: str) -> Sequence[JSON]:
+        """Every image with this label: its Id, RepoTags, Created (seconds since the epoch)."""
+        with translated():
+            return await self._docker.images.list(filters={"label": [label]})
+
+    async def delete_image(self, name: str) -> bool:
+        """False if something uses it; its parents go too where nothing else has them."""
         with translated():
             try:
                 await self._docker.images.delete(name)
             except DockerError as error:
                 if error.status not in (404, 409):
                     raise
+                return False
+        return True
 
     # ---- containers ------------------------------------------------------------------------------------------
     def container(self, name: str) -> DockerContainer:
@@ -338,6 +381,10 @@ def _translate(error: DockerError) -> AshoreError:
     if error.status == 400:
         return BadInput(f"the Docker engine said: {said}")
     return Unavailable(f"the Docker engine said: {said}")
+
+
+def _header(facts: JSON) -> str:
+    return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
 
 
 async def _or_none(question: Awaitable[T]) -> T | None:

@@ -1,0 +1,245 @@
+"""Builds with buildah, as a child of this process, with its own storage below the data directory.
+
+Its steps run with the network of this machine, and `chroot` keeps them apart from it less than a container would:
+this builder is for machines without a Docker engine. Nothing of the machine's own configuration is read, and each
+registry's certificates and insecurity are its own: they are written into a home that is made for each run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write
+from backends.builders.process import require_programs, run
+from backends.registry_login import auth_file
+from backends.settings import BuildSettings, RegistrySettings
+from storage.errors import Unavailable
+from storage.names import printable
+
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"})
+_POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
+_TAIL = 4096
+
+
+class BuildahBuilder:
+    """buildah with the storage in `directory`."""
+
+    name = "buildah"
+
+    def __init__(self, directory: Path, registry: RegistrySettings, settings: BuildSettings) -> None:
+        self._directory = directory
+        self._registry = registry
+        self._settings = settings
+        self._driver = settings.storage if settings.storage != "auto" else ""
+        self._gate = asyncio.Lock()
+        self._active = 0
+        self._is_dirty = False
+
+    async def recover(self) -> None:
+        """Working containers are removed; what they mounted went with the namespace of the process that had them."""
+        shutil.rmtree(self._directory / "work", ignore_errors=True)
+        if (self._directory / "storage").exists():
+            with self._home() as home:
+                await self._must(home, "rm", "--all")
+
+    async def build(self, order: Order, write: Write) -> str:
+        async with self._gate:
+            self._active += 1
+        try:
+            return await self._build(order, write)
+        except BaseException:
+            self._is_dirty = True
+            raise
+        finally:
+            self._active -= 1
+            await asyncio.shield(self._tidy())
+
+    async def _build(self, order: Order, write: Write) -> str:
+        steps, tail = Steps(), _Tail()
+        with self._home() as home:
+            context = home / "context"
+            _write_context(context, order)
+
+            def see(data: bytes) -> None:
+                steps.see(data)
+                tail.see(data)
+                write(data)
+
+            status = await self._run(
+                home, see, "build", "--isolation", self._settings.isolation, "--layers", "--format", "docker",
+                "--network", "host", *self._limits(), "--authfile", str(home / "auth.json"), "--iidfile",
+                str(home / "id"), "--tag", order.target, "--file", str(home / "Dockerfile"), str(context),
+            )  # fmt: skip
+            if status != 0:
+                raise StepFailed(tail.reason(status), steps.step)
+            return (home / "id").read_text().strip()
+
+    async def push(self, order: Order, image: str, write: Write) -> str:
+        tail = _Tail()
+        with self._home() as home:
+
+            def see(data: bytes) -> None:
+                tail.see(data)
+                write(data)
+
+            status = await self._run(
+                home, see, "push", "--authfile", str(home / "auth.json"), "--format", "v2s2",
+                "--digestfile", str(home / "digest"), image.removeprefix("sha256:"), f"docker://{order.target}",
+            )  # fmt: skip
+            if status != 0:
+                raise Unavailable(f"the registry does not take it: {tail.reason(status)}")
+            return (home / "digest").read_text().strip()
+
+    async def prune(self, *, days: float) -> int:
+        if not (self._directory / "storage").exists():
+            return 0
+        before = time.time() - days * 86400
+        with self._home() as home:
+            listing = await self._must(home, "images", "--all", "--json", "--filter", f"label={LABEL}")
+            old = [one["id"] for one in json.loads(listing or "[]") or () if _made(one) < before]
+            # One that a newer one stands on is refused, and goes some other day.
+            return sum([await self._run(home, lambda _: None, "rmi", "--force", one) == 0 for one in old])
+
+    async def close(self) -> None:
+        return
+
+    # ---- running it ------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _home(self) -> Iterator[Path]:
+        """A home for one run, with everything that buildah reads; gone afterwards, as it holds the password."""
+        work = self._directory / "work"
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home = Path(tempfile.mkdtemp(prefix="run-", dir=work))
+        try:
+            self._configure(home)
+            yield home
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _configure(self, home: Path) -> None:
+        host = urlsplit(self._registry.url).netloc
+        (home / "networks").mkdir()
+        (home / "tmp").mkdir()
+        (home / "containers.conf").write_text(f'[network]\nnetwork_config_dir = "{home}/networks"\n')
+        registries = 'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "disabled"\n'
+        if self._registry.insecure or urlsplit(self._registry.url).scheme == "http":
+            registries += f'[[registry]]\nlocation = "{host}"\ninsecure = true\n'
+        (home / "registries.conf").write_text(registries)
+        settings = home / ".config" / "containers"
+        certificates = settings / "certs.d" / host
+        certificates.mkdir(parents=True)
+        (settings / "policy.json").write_text(json.dumps(_POLICY))
+        if self._registry.ca_file:
+            shutil.copyfile(self._registry.ca_file, certificates / "ca.crt")
+        descriptor = os.open(home / "auth.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(auth_file(self._registry))
+
+    async def _run(self, home: Path, write: Write, command: str, *words: str) -> int:
+        driver = await self._storage_driver(home)
+        return await run(self._command(driver, command, *words), _environment(home), write)
+
+    async def _must(self, home: Path, command: str, *words: str) -> str:
+        """Its output; Unavailable if it fails."""
+        output = bytearray()
+        status = await self._run(home, output.extend, command, *words)
+        if status != 0:
+            raise Unavailable(f"buildah {command} failed: {printable(_last_line(bytes(output)), limit=300)}")
+        return output.decode("utf-8", "replace")
+
+    async def _storage_driver(self, home: Path) -> str:
+        """`overlay` where the kernel lets us, else `vfs`, which copies every layer in full."""
+        if not self._driver:
+            require_programs("buildah")
+            check_local(self._directory)
+            status = await run(self._command("overlay", "info"), _environment(home), lambda _: None)
+            self._driver = "overlay" if status == 0 else "vfs"
+        return self._driver
+
+    def _command(self, driver: str, *words: str) -> Sequence[str]:
+        storage = ["--root", str(self._directory / "storage"), "--runroot", str(self._directory / "run")]
+        return ["buildah", *storage, "--storage-driver", driver, *words]
+
+    def _limits(self) -> Sequence[str]:
+        """Only a container of its own can be limited; `chroot` has no cgroup."""
+        if self._settings.isolation == "chroot":
+            return []
+        memory = [f"--memory={self._settings.memory_mib}m"] if self._settings.memory_mib else []
+        cpus = ["--cpu-period=100000", f"--cpu-quota={int(self._settings.cpus * 100_000)}"]
+        return [*memory, *(cpus if self._settings.cpus else [])]
+
+    async def _tidy(self) -> None:
+        """Remove the working containers of builds that were ended, once none is at work: they bear no name of ours."""
+        async with self._gate:
+            if self._is_dirty and not self._active:
+                self._is_dirty = False
+                with self._home() as home:
+                    await self._run(home, lambda _: None, "rm", "--all")
+
+
+class _Tail:
+    """The last bytes of what a program said."""
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def see(self, data: bytes) -> None:
+        self._data = (self._data + data)[-_TAIL:]
+
+    def reason(self, status: int) -> str:
+        """Its last line without what buildah puts in front of it."""
+        said = _last_line(self._data)
+        _, _, behind = said.rpartition('": ')
+        return printable(behind or said.removeprefix("Error: "), limit=500) or f"exit status {status}"
+
+
+def _last_line(data: bytes) -> str:
+    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+def _write_context(context: Path, order: Order) -> None:
+    """Files get one time, or no COPY would come from the cache."""
+    context.mkdir()
+    (context.parent / "Dockerfile").write_text(order.recipe.text)
+    for path, data in order.recipe.files.items():
+        target = context / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        target.chmod(0o644)
+        os.utime(target, (0, 0))
+
+
+def _environment(home: Path) -> Mapping[str, str]:
+    return {
+        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "HOME": str(home), "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(home / "tmp"), "CONTAINERS_CONF": str(home / "containers.conf"),
+        "CONTAINERS_REGISTRIES_CONF": str(home / "registries.conf"), "BUILDAH_ISOLATION": "chroot",
+        "XDG_RUNTIME_DIR": str(home / "tmp"), "REGISTRY_AUTH_FILE": str(home / "auth.json"),
+    }  # fmt: skip
+
+
+def _made(image: Mapping[str, str]) -> float:
+    return datetime.fromisoformat(image["createdatraw"].replace("Z", "+00:00")).timestamp()
+
+
+def check_local(directory: Path) -> None:
+    """Unavailable if a directory is on a file system of another machine, on which layers cannot be kept."""
+    directory.mkdir(parents=True, exist_ok=True)
+    device = os.stat(directory).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        front, _, behind = line.partition(" - ")
+        kind = behind.split(" ")[0]
+        if front.split(" ")[2] == wanted and (kind in _REMOTE or kind.startswith("fuse")):
+            raise Unavailable(f"buildah's storage must be on a local disk, and {directory} is on {kind}")

@@ -1,0 +1,89 @@
+"""What a builder can do: make an image of a recipe, push it, and leave nothing behind.
+
+A builder knows no people, no images of the catalogue and no queue: `reconcilers.builds` calls it with an order, and
+ends a build by cancelling the call. Foreign errors become `storage.errors`, chained; no password gets into one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from backends.dockerfiles.recipes import Recipe
+from storage.errors import AshoreError
+
+LABEL = "ashore.built"
+"""Every layer that was made here has it; by it old ones are found and removed."""
+Write = Callable[[bytes], None]
+"""Takes output as it comes, in pieces of any size; never waits."""
+_STEP = re.compile(r"step (\d{1,4})/(\d{1,4}) ?: ", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One build. `target` is `HOST/repository:tag`; `id` is our own and unlike any other."""
+
+    id: str
+    recipe: Recipe
+    target: str
+
+
+class StepFailed(AshoreError):
+    """What a step of the recipe said was wrong. `step` counts from 1, FROM being the first; 0: before any step."""
+
+    code = "step-failed"
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Builder(Protocol):
+    """One program that builds. Make it inside a running event loop; `close` it at the end."""
+
+    name: str
+
+    async def recover(self) -> None:
+        """End and remove what builds of a process before this one have left. Once, before the first `build`: nothing of
+        ours may run then. Finished layers stay, for they are the cache."""
+        ...
+
+    async def build(self, order: Order, write: Write) -> str:
+        """Make the image and return its local id. StepFailed: the recipe did not work out; Unavailable: the builder
+        does not.
+
+        Cancelling the call ends the build: when it returns, nothing of it runs, and no container of it is there. After
+        a crash of our process nothing runs on for long either, and calling it again with the same order is right: what
+        was finished comes from the cache.
+        """
+        ...
+
+    async def push(self, order: Order, image: str, write: Write) -> str:
+        """Bring an image that `build` returned to the order's target, and return the digest of its manifest,
+        `sha256:…`. Cancelling and calling it again is right at any time. Unavailable: the registry does not take it."""
+        ...
+
+    async def prune(self, *, days: float) -> int:
+        """Remove images and layers made here more than `days` ago that nothing uses; how many. No build may run."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Steps:
+    """Finds in the output of a builder at which step it is."""
+
+    def __init__(self) -> None:
+        self.step = self.steps = 0
+        self._rest = b""
+
+    def see(self, data: bytes) -> None:
+        """A piece of output, as it came; only the beginnings of lines count."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[:4096]
+        for line in lines:
+            match = _STEP.match(line[:64].decode("ascii", "replace"))
+            if match is not None:
+                self.step, self.steps = int(match[1]), int(match[2])

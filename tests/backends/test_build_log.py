@@ -1,0 +1,100 @@
+"""Logs of builds: what a terminal may see of them, and reading while they grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.build_log import LogWriter, clean_line, is_written, read_log
+
+_MIB = 1024 * 1024
+
+
+def written(path: Path, *pieces: bytes, most: int = _MIB) -> bytes:
+    with LogWriter(path, most=most, told=lambda: None) as writer:
+        for piece in pieces:
+            writer.write(piece)
+    return b"".join(read_log(path, 0))
+
+
+@pytest.mark.parametrize(
+    ("line", "clean"),
+    [
+        ("plain \t text", "plain \t text"),
+        ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m"),
+        ("\x1b[1;38:5:9mbold", "\x1b[1;38:5:9mbold\x1b[0m"),
+        ("\x1b[2Jgone\x1b[10;10H", "gone"),
+        ("\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b", "ab"),
+        ("\x1b]52;c;never ends", ""),
+        ("\x1bP1$r\x1b\\x\x1bc", "x"),
+        ("a\x07\x08\x00b\x9b2Jc\x7f", "ab2Jc"),
+        ("\u202eabc\u2028", "abc"),
+        ("\x1b[?25l50%\x1b[?25h", "50%"),
+        ("\x1b[31", ""),
+        ("\x1b", ""),
+        ("\u4f60\u597d", "\u4f60\u597d"),
+    ],
+)
+def test_colours_stay_and_everything_else_that_a_terminal_obeys_goes(line: str, clean: str) -> None:
+    assert clean_line(line) == clean
+
+
+@given(st.text("a\x1b[]m0;2JH\x07\\\x9bP\n\r\u202e\xe9", max_size=200), st.integers(1, 50))
+def test_pieces_of_any_size_make_the_same_log(text: str, size: int) -> None:
+    """Also when an escape sequence or a character is cut in two."""
+    import tempfile
+
+    data = text.encode()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = written(Path(folder, "a"), data)
+        pieces = written(Path(folder, "b"), *(data[start : start + size] for start in range(0, len(data), size)))
+    # A carriage return at the end of a piece is a line of its own, in whichever piece it comes.
+    assert [line for line in whole.split(b"\n") if line] == [line for line in pieces.split(b"\n") if line]
+    assert not set(whole) & {0x07, 0x08, 0x0D, 0x00}
+
+
+def test_a_line_appears_when_it_is_whole_and_an_endless_one_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with LogWriter(path, most=_MIB, told=lambda: None) as writer:
+        writer.write(b"one\ntw")
+        assert b"".join(read_log(path, 0)) == b"one\n"
+        writer.write(b"o\n" + b"x" * 40_000)
+        assert b"".join(read_log(path, 0)).count(b"\n") == 4
+    assert b"".join(read_log(path, 4)).startswith(b"two\n")
+
+
+def test_of_a_log_that_is_too_long_the_middle_is_left_out(tmp_path: Path) -> None:
+    """The end stays, for there stands what went wrong; a mark tells how much is missing."""
+    lines = [f"line {number} {'.' * 80}\n".encode() for number in range(20_000)]
+    log = written(tmp_path / "log", *lines, most=_MIB)
+    assert log.startswith(lines[0])
+    assert log.endswith(lines[-1])
+    assert len(log) < _MIB + 70_000
+    assert b"bytes of the log are left out here" in log
+
+
+def test_an_end_that_fits_is_added_without_a_mark(tmp_path: Path) -> None:
+    assert written(tmp_path / "log", b"a" * 99 + b"\n", b"last\n", most=100) == b"a" * 99 + b"\nlast\n"
+
+
+def test_who_writes_is_known_to_other_processes_and_forgotten_when_it_dies(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert not is_written(path)
+    program = (
+        "import sys, os\nfrom pathlib import Path\nfrom backends.build_log import LogWriter\n"
+        f"writer = LogWriter(Path({str(path)!r}), most=1000, told=lambda: None)\nwriter.write(b'here\\n')\n"
+        "print('ready', flush=True)\nsys.stdin.read()\nos._exit(9)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert is_written(path)
+        process.kill()
+        process.wait()
+    assert not is_written(path)
+    assert written(path, b"again\n") == b"here\nagain\n"

@@ -1,0 +1,320 @@
+"""Builds: what a request says at once, what becomes of it, and logs that are followed while they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from backends.build_log import LogWriter
+from backends.builders.contract import Order, Write
+from backends.builders.memory import MemoryBuilder, MemoryEngine
+from backends.builds import LOG_TOPIC, Builds, BuildView, DockerfileRefused
+from backends.images import Images
+from backends.reconcilers.builds import BuildReconciler, facts_of
+from backends.settings import BuildSettings, RegistrySettings
+from storage.access import Caller
+from storage.audit import AuditTrail
+from storage.changes import Changes
+from storage.database.engine import Database
+from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
+from storage.records import AuditEvent, Build, BuildState, ImageState
+
+REGISTRY = RegistrySettings(url="http://127.0.0.1:5999")
+_GENEROUS = 60.0
+
+
+class Yard:
+    """Everything that builds, with a builder that does as it is told."""
+
+    def __init__(
+        self, database: Database, audit: AuditTrail, changes: Changes, data: Path, settings: BuildSettings
+    ) -> None:
+        self.database, self.audit, self.changes, self.settings = database, audit, changes, settings
+        self.images = Images(database, audit, changes, REGISTRY)
+        self.builds = Builds(database, audit, changes, self.images, settings, data / "builds")
+        self.engine = MemoryEngine()
+
+    @asynccontextmanager
+    async def running(self, builder: MemoryBuilder | None = None) -> AsyncIterator[None]:
+        """The loop of one gateway, which is cancelled at the end as when it stops."""
+        loop = BuildReconciler(
+            self.database, self.audit, self.changes, self.images, self.builds, builder or MemoryBuilder(self.engine),
+            self.settings,
+        )  # fmt: skip
+        task = asyncio.create_task(loop.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def ask(self, caller: Caller, text: str, name: str = "model", tag: str = "v1") -> BuildView:
+        return await self.builds.request(caller, name, tag, base="debian:bookworm", text=text)
+
+    async def until(
+        self, caller: Caller, state: BuildState, name: str = "model", number: int | None = None
+    ) -> BuildView:
+        view = await self.builds.show(caller, name, number)
+        async with asyncio.timeout(_GENEROUS):
+            while view.state is not state:
+                assert not view.state.is_over, view
+                await asyncio.sleep(0.02)
+                view = await self.builds.show(caller, name, number)
+        return view
+
+    async def log(self, caller: Caller, name: str = "model", number: int | None = None, *, wait: bool = True) -> str:
+        async with asyncio.timeout(_GENEROUS):
+            found = [piece.data async for piece in self.builds.follow(caller, name, number, wait=wait)]
+        return b"".join(found).decode()
+
+
+@pytest.fixture
+def yard(database: Database, audit: AuditTrail, changes: Changes, data_dir: Path) -> Yard:
+    return Yard(database, audit, changes, data_dir, BuildSettings(parallel=2, history=2))
+
+
+async def test_a_build_becomes_an_image(yard: Yard, alice: Caller) -> None:
+    asked = await yard.ask(alice, "RUN echo hello")
+    assert (asked.state, asked.number, asked.title) == (BuildState.QUEUED, 1, "model:v1")
+    assert (await yard.images.show(alice, "model:v1")).state is ImageState.BUILDING
+    async with yard.running():
+        log = await yard.log(alice)
+        view = await yard.until(alice, BuildState.SUCCESS)
+    image = await yard.images.show(alice, "model:v1")
+    assert image.digest == view.digest
+    assert image.state is ImageState.READY
+    assert image.base == "debian:bookworm"
+    assert f"127.0.0.1:5999/{alice.workspace_id}/{image.id}/model:v1" in yard.engine.pushed
+    assert "Step 3/3 : RUN echo hello\nhello\n" in log
+    assert f"pushed as {view.digest}" in log
+    async with yard.database.reading() as tx:
+        actions = list(await tx.scalars(select(AuditEvent.action)))
+    assert [one for one in actions if one.startswith("build.")] == ["build.request", "build.success"]
+
+
+async def test_a_failure_says_which_line_of_the_text_it_was(yard: Yard, alice: Caller) -> None:
+    async with yard.running():
+        await yard.ask(alice, "# of mine\nRUN echo a\nRUN \\\n exit 4\nRUN echo never")
+        view = await yard.until(alice, BuildState.FAILED)
+        assert (view.failed_step, view.failed_line) == (4, 3)
+        assert view.reason == "step 4 of 5 (line 3) failed: exit status 4"
+        assert view.reason in await yard.log(alice)
+        image = await yard.images.show(alice, "model")
+        assert image.state is ImageState.FAILED
+        assert view.reason in image.reason
+        await yard.ask(alice, "RUN echo better")
+        assert (await yard.until(alice, BuildState.SUCCESS)).number == 2
+    assert [one.number for one in await yard.builds.list(alice, "model")] == [2, 1]
+
+
+async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Caller, bob: Caller) -> None:
+    with pytest.raises(DockerfileRefused, match="line 1, column 1: USER is not allowed") as refused:
+        await yard.ask(alice, "USER root\nADD http://x /y")
+    assert [problem.line for problem in refused.value.problems] == [1, 2]
+    assert [problem.line for problem in yard.builds.check(alice, "RUN a\nFROM b")] == [2]
+    with pytest.raises(BadInput):
+        await yard.ask(alice, "RUN a", name="../x")
+    with pytest.raises(BadInput, match="is in the registry of this house"):
+        await yard.builds.request(alice, "model", "v1", base="127.0.0.1:5999/w/1/secret", text="RUN a")
+    with pytest.raises(BadInput):
+        await yard.builds.request(alice, "model", "v1", base="debian\nRUN evil", text="RUN a")
+    await yard.ask(alice, "RUN a")
+    with pytest.raises(InUse, match="is being made already"):
+        await yard.ask(alice, "RUN a")
+    await yard.ask(bob, "RUN a")
+    for number in range(3):
+        await yard.ask(alice, "RUN a", name=f"other{number}")
+    with pytest.raises(OverQuota, match="you have 4 builds that wait or run"):
+        await yard.ask(alice, "RUN a", name="fifth")
+
+
+async def test_nobody_sees_anothers_builds(yard: Yard, alice: Caller, bob: Caller, admin: Caller) -> None:
+    await yard.ask(alice, "RUN echo secret")
+    for stranger in (bob, admin):
+        with pytest.raises(NotFound):
+            await yard.builds.show(stranger, "model")
+        with pytest.raises(NotFound):
+            await yard.log(stranger)
+        with pytest.raises(NotFound):
+            await yard.builds.cancel(stranger, "model")
+        assert await yard.builds.list(stranger) == []
+    with pytest.raises(NotFound, match="there is no build 7"):
+        await yard.builds.show(alice, "model", 7)
+
+
+async def test_cancelling_stops_it_and_the_former_image_stays(yard: Yard, alice: Caller) -> None:
+    async with yard.running():
+        await yard.ask(alice, "RUN echo one")
+        first = await yard.until(alice, BuildState.SUCCESS)
+        await yard.ask(alice, "RUN echo begun && sleep 1000")
+        await yard.until(alice, BuildState.BUILDING)
+        async with asyncio.timeout(_GENEROUS):
+            while "\nbegun" not in await yard.log(alice, wait=False):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await yard.builds.cancel(alice, "model")).state is BuildState.CANCELLED
+        assert "cancelled" in await yard.log(alice)
+        async with asyncio.timeout(_GENEROUS):
+            while yard.engine.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        with pytest.raises(Conflict, match="is over: cancelled"):
+            await yard.builds.cancel(alice, "model")
+    image = await yard.images.show(alice, "model")
+    assert (image.digest, image.state) == (first.digest, ImageState.READY)
+
+
+async def test_one_that_waits_is_cancelled_without_being_begun(yard: Yard, alice: Caller) -> None:
+    await yard.ask(alice, "RUN echo never")
+    await yard.builds.cancel(alice, "model:v1")
+    async with yard.running():
+        await yard.ask(alice, "RUN echo now", name="other")
+        await yard.until(alice, BuildState.SUCCESS, "other")
+    assert await yard.log(alice) == ""
+
+
+async def test_a_cap_on_what_runs_at_once(yard: Yard, alice: Caller, bob: Caller) -> None:
+    async with yard.running():
+        for caller in (alice, bob):
+            for name in ("a", "b"):
+                await yard.ask(caller, "RUN sleep 1000", name=name)
+        async with asyncio.timeout(_GENEROUS):
+            while len(yard.engine.running) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        assert len(yard.engine.running) == 2
+        assert (await yard.builds.show(bob, "a")).state is BuildState.QUEUED
+        await yard.builds.cancel(alice, "a")
+        await yard.until(bob, BuildState.BUILDING, "a")
+
+
+async def test_one_that_takes_too_long_is_ended(
+    database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, alice: Caller
+) -> None:
+    yard = Yard(database, audit, changes, data_dir, BuildSettings(timeout_minutes=0.002))
+    async with yard.running():
+        await yard.ask(alice, "RUN sleep 1000")
+        view = await yard.until(alice, BuildState.FAILED)
+        assert view.reason == "it took longer than 0.002 minutes"
+        assert not yard.engine.running
+
+
+async def test_a_restart_begins_it_anew_and_says_so(yard: Yard, alice: Caller) -> None:
+    """One whose gateway dies again and again is given up: perhaps it is the reason."""
+    await yard.ask(alice, "RUN sleep 1000")
+    for _ in range(3):
+        async with yard.running():
+            await yard.until(alice, BuildState.BUILDING)
+            async with asyncio.timeout(_GENEROUS):
+                while not yard.engine.running:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        assert not yard.engine.running
+    async with yard.running():
+        view = await yard.until(alice, BuildState.FAILED)
+    assert view.reason == "the gateway was restarted while it was built, several times"
+    log = await yard.log(alice)
+    assert log.count("the gateway was restarted: the build begins anew") == 3
+    assert (await yard.images.show(alice, "model")).state is ImageState.FAILED
+
+
+async def test_a_builder_that_is_away_is_a_reason(yard: Yard, alice: Caller) -> None:
+    class Away(MemoryBuilder):
+        async def build(self, order: Order, write: Write) -> str:
+            raise Unavailable("the Docker engine does not answer")
+
+    async with yard.running(Away(yard.engine)):
+        await yard.ask(alice, "RUN a")
+        assert (await yard.until(alice, BuildState.FAILED)).reason == "the Docker engine does not answer"
+
+
+async def test_a_house_without_a_builder_says_so(
+    database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, alice: Caller
+) -> None:
+    images = Images(database, audit, changes, REGISTRY)
+    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, is_possible=False)
+    with pytest.raises(Unavailable, match="this house builds no images"):
+        await builds.request(alice, "model", "v1", base="x", text="RUN a")
+
+
+async def test_old_builds_are_forgotten_with_their_logs(yard: Yard, alice: Caller) -> None:
+    ids = []
+    async with yard.running():
+        for number in range(1, 5):
+            ids.append((await yard.ask(alice, f"RUN echo {number}")).id)
+            await yard.until(alice, BuildState.SUCCESS)
+        async with asyncio.timeout(_GENEROUS):
+            while len(await yard.builds.list(alice)) > 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    assert [one.number for one in await yard.builds.list(alice)] == [4, 3]
+    assert [yard.builds.log_path(one).exists() for one in ids] == [False, False, True, True]
+
+
+# ---- following ---------------------------------------------------------------------------------------------------
+async def test_a_log_is_followed_from_any_offset_without_a_gap(yard: Yard, alice: Caller, changes: Changes) -> None:
+    """Many readers, who begin at any moment, while it grows: each has every line once."""
+    build = await yard.ask(alice, "RUN a")
+    lines = [f"line {number}\n".encode() for number in range(3000)]
+
+    async def read(delay: float) -> bytes:
+        await asyncio.sleep(delay)
+        snapshot = [piece async for piece in yard.builds.follow(alice, "model", wait=False)]
+        offset = snapshot[-1].offset if snapshot else 0
+        rest = [piece.data async for piece in yard.builds.follow(alice, "model", offset=offset)]
+        return b"".join([piece.data for piece in snapshot] + rest)
+
+    readers = [asyncio.create_task(read(delay)) for delay in (0, 0.05, 0.1, 0.2, 0.4)]
+    with LogWriter(yard.builds.log_path(build.id), most=10**7, told=lambda: changes.tell(LOG_TOPIC, build.id)) as log:
+        for start in range(0, len(lines), 50):
+            log.write(b"".join(lines[start : start + 50]))
+            await asyncio.sleep(0.01)
+        await yard.builds.cancel(alice, "model")
+        log.write(b"the last one\n")
+    async with asyncio.timeout(_GENEROUS):
+        found = await asyncio.gather(*readers)
+    assert all(one == b"".join(lines) + b"the last one\n" for one in found)
+
+
+async def test_following_100000_lines_costs_little(yard: Yard, alice: Caller) -> None:
+    build = await yard.ask(alice, "RUN a")
+    with LogWriter(yard.builds.log_path(build.id), most=10**8, told=lambda: None) as log:
+        for number in range(100_000):
+            log.write(f"{number}: something that a program says of itself, in a line of usual length\n".encode())
+    await yard.builds.cancel(alice, "model")
+    before = time.process_time()
+    size = 0
+    async for piece in yard.builds.follow(alice, "model"):
+        size += piece.data.count(b"\n")
+    assert size == 100_000
+    assert time.process_time() - before < 1.0
+
+
+async def test_a_lost_hint_costs_a_moment_and_no_line(yard: Yard, alice: Caller) -> None:
+    build = await yard.ask(alice, "RUN a")
+    with LogWriter(yard.builds.log_path(build.id), most=10**7, told=lambda: None) as log:
+        follow = yard.builds.follow(alice, "model")
+        log.write(b"one\n")
+        assert (await anext(follow)).data == b"one\n"
+        log.write(b"two\n")
+        async with asyncio.timeout(_GENEROUS):
+            assert (await anext(follow)).data == b"two\n"
+        async with yard.database.writing() as tx:
+            await tx.execute(update(Build).values(state=BuildState.FAILED))
+    async with asyncio.timeout(_GENEROUS):
+        assert [piece async for piece in follow] == []
+
+
+def test_an_image_tells_what_it_needs() -> None:
+    manifest = {"layers": [{"size": 10}, {"size": 5}]}
+    variables = ["CUDA_VERSION=12.4.1", "NVIDIA_REQUIRE_CUDA=cuda>=12.4 brand=tesla,driver>=470", "A"]
+    facts = facts_of("sha256:1", manifest, {"architecture": "amd64", "config": {"Env": variables}})
+    assert (facts.size, facts.architecture, facts.cuda) == (15, "amd64", "12.4.1")
+    assert facts_of("sha256:1", {}, {}).size == 0
+
+
+def test_every_error_of_a_build_is_of_our_tree() -> None:
+    assert issubclass(DockerfileRefused, AshoreError)
