@@ -21,7 +21,7 @@ from storage.clock import now
 from storage.database.engine import Database
 from storage.errors import NotFound, Unavailable
 from storage.records import Environment, EnvironmentState, Image, ImageKind
-from tests.backends.test_registry import blobs, put_image
+from tests.backends.test_image_registry import blobs, put_image
 
 
 class House:

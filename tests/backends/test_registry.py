@@ -1,211 +1,62 @@
-"""The client of a registry and the embedded one: real `docker-registry`, real `skopeo`."""
+"""Which computes serve, and what is said about those that do not."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import os
-import signal
-import stat
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from backends.registry import DOCKER_MANIFEST, Registry
-from backends.registry_child import EmbeddedRegistry
-from backends.registry_login import auth_file, engine_auth
-from backends.settings import RegistrySettings
-from storage.errors import BadInput, NotFound, Unavailable
+from backends.compute import registry
+from backends.compute.registry import computes_of
+from backends.settings import BackendSettings, DockerHostSettings, DockerSettings, LocalSettings
+from storage.errors import Unavailable
+
+NO_LOCAL = LocalSettings(enabled=False)
 
 
-@pytest.fixture
-async def child(tmp_path: Path) -> AsyncIterator[EmbeddedRegistry]:
-    child = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
-    yield child
-    await child.close()
+async def test_both_serve_here(data_dir: Path) -> None:
+    async with computes_of(BackendSettings(), data_dir) as computes:
+        names = {name: compute.name for name, compute in computes.items()}
+        assert names == {"local": "local", "docker/here": "docker/here"}
+        assert (await computes["docker/here"].check()).startswith("Docker ")
 
 
-@pytest.fixture
-async def settings(child: EmbeddedRegistry) -> RegistrySettings:
-    return await child.start(RegistrySettings())
+async def test_docker_without_its_socket_is_absent(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = BackendSettings(docker=DockerSettings(socket=str(data_dir / "no.sock")), local=NO_LOCAL)
+    async with computes_of(settings, data_dir) as computes:
+        assert computes == {}
+    assert "'docker/here' is not offered: the Docker engine does not answer" in caplog.text
+    assert str(data_dir / "no.sock") in caplog.text
 
 
-@pytest.fixture
-async def registry(settings: RegistrySettings) -> AsyncIterator[Registry]:
-    registry = Registry(settings)
-    yield registry
-    await registry.close()
-
-
-async def pieces(content: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(content), 1000):
-        yield content[at : at + 1000]
-
-
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-async def put(registry: Registry, repository: str, content: bytes) -> str:
-    async with registry.upload(repository) as upload:
-        await upload.send(pieces(content))
-        await upload.finish(digest_of(content))
-    return digest_of(content)
-
-
-async def put_image(registry: Registry, repository: str, tag: str = "v1", layer: bytes = b"layer" * 5000) -> str:
-    config = json.dumps({"architecture": "amd64", "os": "linux"}).encode()
-    facts = {
-        "schemaVersion": 2, "mediaType": DOCKER_MANIFEST,
-        "config": {
-            "mediaType": "application/vnd.docker.container.image.v1+json", "size": len(config),
-            "digest": await put(registry, repository, config),
-        },
-        "layers": [
-            {"mediaType": "application/vnd.docker.image.rootfs.diff.tar", "size": len(layer),
-             "digest": await put(registry, repository, layer)}
-        ],
-    }  # fmt: skip
-    return await registry.put_manifest(repository, tag, json.dumps(facts).encode(), DOCKER_MANIFEST)
-
-
-def blobs(tmp_path: Path) -> int:
-    """Bytes of the blobs on the disk."""
-    return sum(path.stat().st_size for path in (tmp_path / "registry/data").rglob("data") if path.is_file())
-
-
-async def test_an_image_from_its_blobs_to_its_deletion(registry: Registry) -> None:
-    layer = b"layer" * 5000
-    assert not await registry.has_blob("w/i/model", digest_of(layer))
-    digest = await put_image(registry, "w/i/model", layer=layer)
-    assert await registry.has_blob("w/i/model", digest_of(layer))
-    found = await registry.manifest("w/i/model", "v1")
-    assert found.digest == digest == digest_of(found.body)
-    assert await registry.blob("w/i/model", found.facts["config"]["digest"])
-    assert await registry.repositories() == ["w/i/model"]
-    assert await registry.tags("w/i/model") == ["v1"]
-    await registry.delete_manifest("w/i/model", digest)
-    await registry.delete_manifest("w/i/model", digest)
-    with pytest.raises(NotFound):
-        await registry.manifest("w/i/model", "v1")
-    assert await registry.tags("w/i/nothing") == ()
-
-
-async def test_a_wrong_digest_is_refused_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
-    async def send() -> None:
-        async with registry.upload("w/i/model") as upload:
-            await upload.send(pieces(b"something"))
-            await upload.finish(digest_of(b"something else"))
-
-    with pytest.raises(BadInput):
-        await send()
-    assert [path for path in (tmp_path / "registry/data").rglob("data") if path.is_file()] == []
-
-
-async def test_a_manifest_needs_its_blobs(registry: Registry) -> None:
-    missing = {"mediaType": "application/vnd.docker.container.image.v1+json", "size": 1, "digest": digest_of(b"x")}
-    facts = {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": missing, "layers": []}
-    with pytest.raises((BadInput, NotFound)):
-        await registry.put_manifest("w/i/model", "v1", json.dumps(facts).encode(), DOCKER_MANIFEST)
-
-
-async def test_nobody_else_on_the_machine_reads_it(
-    registry: Registry, settings: RegistrySettings, tmp_path: Path
+async def test_an_engine_that_starts_later_serves_then(
+    data_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everybody shares loopback, people inside local sandboxes too. The port says nothing without the password."""
-    await put_image(registry, "w/i/model")
-    for path in ("/v2/", "/v2/_catalog", "/v2/w/i/model/tags/list", "/v2/w/i/model/manifests/v1"):
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            await asyncio.to_thread(urllib.request.urlopen, settings.url + path)
-        assert caught.value.code == 401
-        caught.value.close()
-    wrong = Registry(settings.model_copy(update={"password": settings.password.__class__("guess")}))
-    with pytest.raises(Unavailable, match="user and password"):
-        await wrong.check()
-    await wrong.close()
-    for name in ("htpasswd", "config.yml", "registry.json"):
-        assert stat.S_IMODE((tmp_path / "registry" / name).stat().st_mode) == 0o600
-    secret = settings.password.get_secret_value()
-    assert secret not in repr(settings)
-    assert secret.encode() not in (tmp_path / "registry.log").read_bytes()
-    assert secret not in (tmp_path / "registry/htpasswd").read_text()
+    monkeypatch.setattr(registry, "LOOK_SECONDS", 0.05)
+    sock = data_dir / "late.sock"
+    async with computes_of(BackendSettings(docker=DockerSettings(socket=str(sock)), local=NO_LOCAL), data_dir) as late:
+        await asyncio.sleep(0.3)
+        assert late == {}
+        assert caplog.text.count("is not offered") == 1
+        sock.symlink_to(BackendSettings().docker.socket)
+        async with asyncio.timeout(60):
+            while "docker/here" not in late:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.05)
+        assert (await late["docker/here"].check()).startswith("Docker ")
 
 
-async def test_two_installations_have_two_passwords(settings: RegistrySettings, tmp_path: Path) -> None:
-    other = EmbeddedRegistry(tmp_path / "other", log=tmp_path / "other.log")
-    found = await other.start(RegistrySettings())
-    assert found.password != settings.password
-    await other.close()
+async def test_what_is_switched_off_is_absent(data_dir: Path) -> None:
+    settings = BackendSettings(docker=DockerSettings(enabled=False), local=NO_LOCAL)
+    async with computes_of(settings, data_dir) as computes:
+        assert computes == {}
 
 
-async def test_it_keeps_its_images_port_and_password(child: EmbeddedRegistry, tmp_path: Path) -> None:
-    first = await child.start(RegistrySettings())
-    client = Registry(first)
-    digest = await put_image(client, "w/i/model")
-    await client.close()
-    await child.close()
-    again = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
-    second = await again.start(RegistrySettings())
-    assert (second.url, second.password) == (first.url, first.password)
-    client = Registry(second)
-    assert (await client.manifest("w/i/model", "v1")).digest == digest
-    await client.close()
-    await again.close()
-
-
-async def test_it_is_started_again_when_it_dies(registry: Registry, tmp_path: Path) -> None:
-    os.kill(int((tmp_path / "registry/pid").read_text()), signal.SIGKILL)
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await registry.check()
-                break
-            except Unavailable:
-                await asyncio.sleep(0.1)
-
-
-async def test_deleted_layers_give_their_space_back(
-    child: EmbeddedRegistry, registry: Registry, tmp_path: Path
-) -> None:
-    """Also: what is pushed again afterwards is really stored again; a cache of blobs would think it is there."""
-    layer = os.urandom(1_000_000)
-    digest = await put_image(registry, "w/i/model", layer=layer)
-    kept = await put_image(registry, "w/i/other", layer=b"kept" * 1000)
-    await registry.delete_manifest("w/i/model", digest)
-    await child.collect()
-    assert blobs(tmp_path) < 500_000
-    assert (await registry.manifest("w/i/other", "v1")).digest == kept
-    assert not await registry.has_blob("w/i/model", digest_of(layer))
-    assert await put_image(registry, "w/i/model", layer=layer) == digest
-    assert blobs(tmp_path) > 1_000_000
-
-
-async def test_without_the_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    child = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
-    assert await child.start(RegistrySettings()) == RegistrySettings()
-    assert "package docker-registry" in caplog.text
-    await child.collect()
-    await child.close()
-
-
-async def test_skopeo_takes_our_auth_file(registry: Registry, settings: RegistrySettings, tmp_path: Path) -> None:
-    await put_image(registry, "w/i/model")
-    file = tmp_path / "auth.json"
-    file.write_text(auth_file(settings))
-    host = settings.url.removeprefix("http://")
-    process = await asyncio.create_subprocess_exec(
-        "skopeo", "inspect", "--raw", "--tls-verify=false", "--authfile", str(file), f"docker://{host}/w/i/model:v1",
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    assert json.loads(output)["schemaVersion"] == 2
-    assert engine_auth(RegistrySettings()) == ""
-    assert settings.password.get_secret_value() not in engine_auth(settings)
+async def test_hosts_of_the_settings_are_there_whether_they_answer_or_not(data_dir: Path) -> None:
+    hosts = {name: DockerHostSettings(url=f"unix://{data_dir}/{name}.sock") for name in ("gpu1", "gpu2")}
+    (data_dir / "gpu1.sock").symlink_to(DockerSettings().socket)
+    async with computes_of(BackendSettings(docker=DockerSettings(hosts=hosts), local=NO_LOCAL), data_dir) as computes:
+        assert set(computes) == {"docker/gpu1", "docker/gpu2"}
+        assert (await computes["docker/gpu1"].check()).startswith("Docker ")
+        with pytest.raises(Unavailable):
+            await computes["docker/gpu2"].check()
