@@ -13,10 +13,12 @@ import io
 import itertools
 import json
 import os
-import resource
+import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -40,45 +42,54 @@ def results(bed: Bed) -> Iterator[Result]:
     source = _archive(bed.directory, MIB)
     with asyncio.Runner() as runner:
         kit = runner.run(_Kit.made(bed, source))
-        number = itertools.count()
 
         def ours() -> float:
-            return MIB / seconds(lambda: runner.run(kit.transfer(f"ours-{next(number)}")))
+            with kit.registry(runner) as at:
+                return MIB / seconds(lambda: runner.run(kit.transfer(at)))
 
         def theirs() -> float:
-            return MIB / seconds(lambda: kit.skopeo(f"theirs-{next(number)}"))
+            with kit.registry(runner) as at:
+                auth = bed.directory / "auth.json"
+                auth.write_text(auth_file(at))
+                return MIB / seconds(lambda: kit.skopeo(at, auth))
 
         name = f"archive to registry, {MIB} MiB"
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
         yield Comparison(name, "MiB/s", interleaved(ours, theirs), "skopeo copy docker-archive: docker://", 0.8)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        yield Figure("archive to registry, memory of the process", "MiB", peak)
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert peak is not None
+        yield Figure("archive to registry, memory of the process", "MiB", int(peak[1]) / 1024)
         runner.run(kit.close())
 
 
 class _Kit:
-    """A registry, and the archive both as a file and in the object store."""
+    """The archive both as a file and in the object store."""
 
-    def __init__(self, source: Path, store: S3Store, child: EmbeddedRegistry, at: RegistrySettings, auth: Path) -> None:
+    def __init__(self, directory: Path, source: Path, store: S3Store) -> None:
+        self._directory = directory
         self._source = source
         self._store = store
-        self._child = child
-        self._at = at
-        self._auth = auth
-        self._registry = Registry(at)
         self._stored: Stored | None = None
+        self._number = itertools.count()
 
     @classmethod
     async def made(cls, bed: Bed, source: Path) -> _Kit:
-        child = EmbeddedRegistry(bed.directory / "registry", log=bed.directory / "registry.log")
-        at = await child.start(RegistrySettings())
-        auth = bed.directory / "auth.json"
-        auth.write_text(auth_file(at))
         settings = json.loads((bed.gateway.data / "run" / "house.json").read_text())["objects"]
         secret = SecretStr(settings.pop("secret_key"))
-        store = S3Store(ObjectSettings(**settings, secret_key=secret))
-        kit = cls(source, store, child, at, auth)
+        kit = cls(bed.directory, source, S3Store(ObjectSettings(**settings, secret_key=secret)))
         await kit._put()
         return kit
+
+    @contextmanager
+    def registry(self, runner: asyncio.Runner) -> Iterator[RegistrySettings]:
+        """A new one for each round: skopeo remembers where it has pushed a layer to, and would not send it again."""
+        directory = self._directory / f"registry-{next(self._number)}"
+        child = EmbeddedRegistry(directory, log=self._directory / "registry.log")
+        try:
+            yield runner.run(child.start(RegistrySettings()))
+        finally:
+            runner.run(child.close())
+            shutil.rmtree(directory)
 
     async def _put(self) -> None:
         upload = await self._store.create_upload("bench-image")
@@ -90,22 +101,22 @@ class _Kit:
         etag = await self._store.complete_upload("bench-image", upload, parts)
         self._stored = Stored("bench-image", etag, self._source.stat().st_size)
 
-    async def transfer(self, repository: str) -> None:
+    async def transfer(self, at: RegistrySettings) -> None:
         assert self._stored is not None
+        registry = Registry(at)
         transfer = Transfer(self._store, self._stored, ImageSettings(), lambda done: None)
         layout = await transfer.look()
-        blobs = await transfer.send(layout, self._registry, repository)
-        await transfer.publish(layout, blobs, self._registry, repository, "v1")
+        blobs = await transfer.send(layout, registry, "bench/model")
+        await transfer.publish(layout, blobs, registry, "bench/model", "v1")
+        await registry.close()
 
-    def skopeo(self, repository: str) -> None:
-        command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-authfile", str(self._auth)]
-        command += [f"docker-archive:{self._source}", f"docker://{self._at.prefix}{repository}:v1"]
+    def skopeo(self, at: RegistrySettings, auth: Path) -> None:
+        command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-authfile", str(auth)]
+        command += [f"docker-archive:{self._source}", f"docker://{at.prefix}bench/model:v1"]
         subprocess.run(command, check=True, capture_output=True)
 
     async def close(self) -> None:
         await self._store.delete("bench-image")
-        await self._registry.close()
-        await self._child.close()
         await self._store.close()
 
 
