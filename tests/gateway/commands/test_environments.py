@@ -265,7 +265,7 @@ async def test_for_how_long_the_output_is_kept(desk: Desk, alice: Caller) -> Non
     [
         ("env create a --keep-output soon", "no number of days"),
         ("env create a --keep-output 9999", "1 to 3650 days"),
-        ("env set a", "say what to choose"),
+        ("env set a", "say what to change"),
         ("env set a --idle 5m --keep-output 3", "say --lifecycle too"),
         ("env delete a --keep-output 3 --discard-output", "not allowed with"),
         ("env delete a --keep-output", "expected one argument"),
