@@ -154,7 +154,6 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         shelf = ImageShelf(database, audit, store, uploads, images, settings.backends.images, tree)
         files = Files(tree, environments, guests, artifacts=kept, images=shelf)
         stack.push_async_callback(files.close)
-        images = Images(database, audit, changes, settings.backends.registry)
         builds = Builds(
             database, audit, changes, images, settings.backends.builds, data / "builds",
             is_possible=is_possible(settings.backends),

@@ -37,8 +37,6 @@ class Wanted:
     prefix: str
     sealed: bool
     """Published: once it is complete, nothing changes any more."""
-    image: str = ""
-    """Of the environment that wants it: what helpers on its host are made of."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ class VolumeShelf:
             parallel=way.parallel, slots=way.slots, on_bytes=way.on_bytes,
         )  # fmt: skip
         try:
-            return await sync.run(lambda: self._engine.volume_writer(name, wanted.image, way.say), way.make_room)
+            return await sync.run(lambda: self._engine.volume_writer(name, way.say), way.make_room)
         except sync.Unreadable as error:
             await in_thread(shutil.rmtree, scratch, True)
             raise Unavailable(self.cannot_keep(wanted.title, "what is noted about it cannot be read")) from error

@@ -57,7 +57,7 @@ class Site:
                 f"{wanted.title} is not to be seen on this machine: there is no folder {shown};"
                 f" is the bucket mounted at {self.root}?"
             )
-        if self.engine is not None and not await self.engine.has_folder(folder, wanted.image, progress):
+        if self.engine is not None and not await self.engine.has_folder(folder, progress):
             raise Unavailable(
                 f"{wanted.title} is not to be seen on the host {self.host}: there is no folder {shown};"
                 f" is the bucket mounted at {self.root}?"

@@ -140,7 +140,7 @@ class EnvironmentData:
         for one in mounts:
             word = "data" if one.kind is AssetKind.DATASET else "model"
             title = f"{word} {one.reference(owner.workspace)}"
-            await site.bring(Wanted(one.source_id, title, one.prefix, one.sealed, environment.image), progress)
+            await site.bring(Wanted(one.source_id, title, one.prefix, one.sealed), progress)
 
     async def points(self, environment: Environment) -> Sequence[MountPoint]:
         """The folders or volumes for `WorkloadSpec.mounts`."""

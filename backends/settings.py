@@ -127,7 +127,7 @@ class DockerSettings(Group):
     socket: str = "/var/run/docker.sock"
     """Unix socket of the Docker engine (or of Podman's Docker-compatible service)."""
     default_image: str = "debian:bookworm"
-    """Image of environments that name none."""
+    """Image of environments that name none. Every host needs it: short-lived helpers of Ashore are made of it too."""
     pids_limit: int = 4096
     """Processes and threads in one container."""
     shm_mib: int = 1024

@@ -33,7 +33,7 @@ class VolumeWriter(Protocol):
 
 @runtime_checkable
 class HasVolumes(Protocol):
-    """An optional power of a compute. `image` is what short helper containers are made of: that of the environment."""
+    """An optional power of a compute."""
 
     @property
     def is_elsewhere(self) -> bool:
@@ -46,7 +46,7 @@ class HasVolumes(Protocol):
         """No-op when it is gone. Conflict: a container still has it."""
         ...
 
-    def volume_writer(self, name: str, image: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
+    def volume_writer(self, name: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
         """Make the volume unless it is there, and open it."""
         ...
 
@@ -54,6 +54,6 @@ class HasVolumes(Protocol):
         """Remove helper containers for these volumes: they are those of a process that was cut off."""
         ...
 
-    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
+    async def has_folder(self, folder: Path, progress: Progress) -> bool:
         """Whether containers over there can be shown this folder of their machine."""
         ...

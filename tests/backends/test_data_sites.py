@@ -23,7 +23,7 @@ from storage.records import Environment
 from storage.uses import Uses
 from tests.storage.memory_store import MemoryStore
 
-WANTED = Wanted("v", "data mnist:v1", "datasets/main/mnist/v1/", sealed=True, image="debian")
+WANTED = Wanted("v", "data mnist:v1", "datasets/main/mnist/v1/", sealed=True)
 
 
 class FarCompute(MemoryCompute):
@@ -32,7 +32,7 @@ class FarCompute(MemoryCompute):
     def __init__(self, engine: MemoryEngine, folders: Collection[str] = ()) -> None:
         super().__init__(engine)
         self.folders = folders
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[str] = []
 
     is_elsewhere = True
 
@@ -42,14 +42,14 @@ class FarCompute(MemoryCompute):
     async def delete_volume(self, name: str) -> None:
         return
 
-    def volume_writer(self, name: str, image: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
+    def volume_writer(self, name: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
         raise AssertionError
 
     async def clear_helpers(self, volumes: Collection[str]) -> None:
         return
 
-    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
-        self.asked.append((str(folder), image))
+    async def has_folder(self, folder: Path, progress: Progress) -> bool:
+        self.asked.append(str(folder))
         return str(folder) in self.folders
 
 
@@ -98,7 +98,7 @@ async def test_the_bucket_that_is_mounted_elsewhere(house: House) -> None:
     """It is looked for over there, by what the environment is made of."""
     site = house.sites.of(on("docker", "far"))
     await site.bring(WANTED, print)
-    assert house.far.asked == [("/mnt/jfs/datasets/main/mnist/v1", "debian")]
+    assert house.far.asked == ["/mnt/jfs/datasets/main/mnist/v1"]
     house.far.folders = ()
     with pytest.raises(Unavailable, match=r"not to be seen on the host far: .* is the bucket mounted at /mnt/jfs\?"):
         await site.bring(WANTED, print)

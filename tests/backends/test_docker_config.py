@@ -205,7 +205,7 @@ def test_a_home_on_nfs_is_a_folder_of_its_own() -> None:
     export = Export.of(settings, DockerHostSettings(url="unix:///x"))
     assert export == Export("nas.example.org:/srv/homes", "nfsvers=4.2,hard")
     assert export is not None
-    home = home_volume(config.volume(SPEC), export, config.Place(SPEC.id), "debian")
+    home = home_volume(config.volume(SPEC), export, config.Place(SPEC.id))
     assert home["Driver"] == "local"
     assert home["DriverOpts"] == {
         "type": "nfs", "o": "addr=nas.example.org,nfsvers=4.2,hard", "device": f":/srv/homes/ashore-{SPEC.id}",

@@ -16,7 +16,9 @@ import pytest
 from sqlalchemy import select
 
 from backends.compute.contract import VolumeMount, WorkloadSpec
+from backends.compute.docker.config import GUEST
 from backends.compute.docker.driver import DockerCompute
+from backends.compute.docker.guest_volume import GuestVolume
 from backends.data_cache import DataCache, measure
 from backends.data_shelves import VolumeShelf, Wanted
 from backends.settings import CacheSettings, DockerSettings
@@ -75,7 +77,7 @@ class Far:
         return self.wanted(name, sealed=sealed)
 
     def wanted(self, name: str, *, sealed: bool = True) -> Wanted:
-        return Wanted(self.id(name), f"data {name}:v1", f"datasets/main/{name}/v1/", sealed, IMAGE)
+        return Wanted(self.id(name), f"data {name}:v1", f"datasets/main/{name}/v1/", sealed)
 
     def id(self, name: str) -> str:
         return f"{self.mark}-{name}"
@@ -374,6 +376,25 @@ async def test_environments_see_it_read_only(far: Far) -> None:
 
 
 async def test_folders_over_there_are_looked_for(far: Far, tmp_path: Path) -> None:
-    assert await far.compute.has_folder(tmp_path, IMAGE, print)
-    assert not await far.compute.has_folder(tmp_path / "nothing", IMAGE, print)
+    assert await far.compute.has_folder(tmp_path, print)
+    assert not await far.compute.has_folder(tmp_path / "nothing", print)
     assert not (tmp_path / "nothing").exists()
+
+
+async def test_no_image_brings_its_own_guest(far: Far, tmp_path: Path) -> None:
+    """Docker fills an empty volume with what an image has at that path: everybody there would run a stranger's sshd."""
+    guest = tmp_path / far.mark
+    guest.mkdir()
+    for name in ("sshd", "manifest.json"):
+        (guest / name).write_text("ours\n")
+    image, volume = f"hostile-{far.mark}", GuestVolume(far.compute._engine, guest, f"hostile-{far.mark}")
+    plant = f"mkdir -p {GUEST} && echo theirs | tee {GUEST}/sshd {GUEST}/manifest.json"
+    _docker("run", "--name", image, IMAGE, "/bin/sh", "-c", plant)
+    try:
+        _docker("commit", image, image)
+        await volume.bring()
+        assert _docker("run", "--rm", "-v", f"{volume.name}:/v:ro", IMAGE, "cat", "/v/sshd") == ["ours"]
+    finally:
+        _docker("rm", image)
+        _docker("volume", "rm", volume.name)
+        _docker("rmi", image)

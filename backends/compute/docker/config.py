@@ -245,8 +245,11 @@ def has_these_gpus(spec: WorkloadSpec, labels: Mapping[str, str]) -> bool:
 
 def guest_mount(guest: Path | str, *, read_only: bool = True) -> JSON:
     """The guest's tree where environments see it, from a folder of the host or from a volume."""
-    kind = "bind" if isinstance(guest, Path) else "volume"
-    return {"Type": kind, "Source": str(guest), "Target": GUEST, "ReadOnly": read_only}
+    if isinstance(guest, Path):
+        return {"Type": "bind", "Source": str(guest), "Target": GUEST, "ReadOnly": read_only}
+    # Docker would fill an empty volume with what an image has at this path, and everybody would run that guest.
+    no_copy = {"VolumeOptions": {"NoCopy": True}}
+    return {"Type": "volume", "Source": guest, "Target": GUEST, "ReadOnly": read_only, **no_copy}
 
 
 def mounts_label(spec: WorkloadSpec) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Data for an engine that does not see this machine's files: volumes of the Engine, filled through its archive API.
 
 Helper containers do it. The one that receives archives never runs; those that remove files and flush the disk run for
-a moment. They are made of the environment's own image, and carry the label `ashore.fill` with the volume's name.
+a moment, and carry the label `ashore.fill` with the volume's name. They are made of an image of the settings, never of
+one that a person chose: what a volume holds is seen by others.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _SETTLE_SECONDS = 1800
 
 
 class DataVolumes:
-    """The data volumes of one engine."""
+    """The data volumes of one engine; `image` is what helpers are made of."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, image: str) -> None:
         self._engine = engine
+        self._image = image
 
     async def has(self, name: str) -> bool:
         return await self._engine.volume_labels(name) is not None
@@ -44,24 +46,24 @@ class DataVolumes:
                 await self._engine.delete_container(shown["Id"])
 
     @contextlib.asynccontextmanager
-    async def writer(self, name: str, image: str, progress: Progress) -> AsyncIterator[Writer]:
+    async def writer(self, name: str, progress: Progress) -> AsyncIterator[Writer]:
         """Open a volume; it is made unless it is there."""
-        await self._engine.image(image, progress)
+        await self._engine.image(self._image, progress)
         await self.clear([name])
         await self._engine.create_volume(config.data_volume(name))
         helper = f"{name}-fill"
         try:
-            await self._engine.create_container(helper, config.filler(image, name))
-            yield Writer(self._engine, helper, name, image)
+            await self._engine.create_container(helper, config.filler(self._image, name))
+            yield Writer(self._engine, helper, name, self._image)
         finally:
             await asyncio.shield(self._engine.delete_container(helper))
 
-    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
+    async def has_folder(self, folder: Path, progress: Progress) -> bool:
         """By a container that is made with it and never runs: the Engine refuses what it cannot find."""
-        await self._engine.image(image, progress)
+        await self._engine.image(self._image, progress)
         name = f"ashore-look-{secrets.token_hex(4)}"
         try:
-            await self._engine.create_container(name, config.looker(image, folder))
+            await self._engine.create_container(name, config.looker(self._image, folder))
         except BadInput:
             return False
         finally:

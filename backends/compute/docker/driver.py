@@ -69,10 +69,10 @@ class DockerCompute:
         self._host = host or DockerHostSettings(url=f"unix://{settings.socket}")
         self._engine = Engine(line_to(self._host))
         self._guest = guest
-        self._guest_volume = GuestVolume(self._engine, guest)
-        self._data = DataVolumes(self._engine)
+        self._guest_volume = GuestVolume(self._engine, guest, settings.default_image)
+        self._data = DataVolumes(self._engine, settings.default_image)
         self._export = Export.of(settings, self._host)
-        self._nfs = NfsHomes(self._engine, self._data)
+        self._nfs = NfsHomes(self._engine, self._data, settings.default_image)
         self._networks = asyncio.Lock()
         self._gpus_seen: Sequence[GpuFact] = ()
         self._gpus_until = 0.0
@@ -97,14 +97,14 @@ class DockerCompute:
         image = await self._engine.image(name, progress, title=title, auth=spec.image_auth)
         progress(f"making a container of {title}")
         body = config.container(
-            spec, image=name, login=config.image_user(image), guest=await self._tree(name), settings=self._settings,
+            spec, image=name, login=config.image_user(image), guest=await self._tree(), settings=self._settings,
             gpu_driver=self._host.gpu_driver,
         )  # fmt: skip
         if labels is not None:  # its devices and mounts cannot be changed; the home is a volume and stays
             await self._engine.delete_container(place.container)
         had_volume = await self._engine.volume_labels(place.volume) is not None
         try:
-            await self._make_home(spec, name)
+            await self._make_home(spec)
             async with self._networks:
                 await self._engine.ensure_network(config.network(spec.workspace))
                 await self._engine.create_container(place.container, body)
@@ -113,16 +113,16 @@ class DockerCompute:
             raise
         return place.container
 
-    async def _make_home(self, spec: WorkloadSpec, image: str) -> None:
+    async def _make_home(self, spec: WorkloadSpec) -> None:
         place = Place(spec.id)
         labels = await self._engine.volume_labels(place.volume)
         if labels is None:
             body = config.volume(spec)
             if self._export is not None:
-                body = home_volume(body, self._export, place, image)
+                body = home_volume(body, self._export, place)
             await self._engine.create_volume(body)
             labels = body["Labels"]
-        await self._nfs.make_for(labels, place, image)
+        await self._nfs.make_for(labels, place)
 
     async def start(self, handle: str, spec: WorkloadSpec, progress: Progress) -> None:
         labels = await self._engine.container_labels(handle)
@@ -323,24 +323,24 @@ class DockerCompute:
     async def delete_volume(self, name: str) -> None:
         await self._data.delete(name)
 
-    def volume_writer(self, name: str, image: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
-        return self._data.writer(name, self._image_name(image), progress)
+    def volume_writer(self, name: str, progress: Progress) -> AbstractAsyncContextManager[VolumeWriter]:
+        return self._data.writer(name, progress)
 
     async def clear_helpers(self, volumes: Collection[str]) -> None:
         await self._data.clear(volumes)
 
-    async def has_folder(self, folder: Path, image: str, progress: Progress) -> bool:
-        return await self._data.has_folder(folder, self._image_name(image), progress)
+    async def has_folder(self, folder: Path, progress: Progress) -> bool:
+        return await self._data.has_folder(folder, progress)
 
     # ---- inside ----------------------------------------------------------------------------------------------
     def _image_name(self, image: str) -> str:
         return config.check_image(image or self._settings.default_image)
 
-    async def _tree(self, image: str) -> Path | str:
+    async def _tree(self) -> Path | str:
         """Where the Engine finds the guest's tree."""
         if self._engine.line.is_here:
             return self._guest
-        await self._guest_volume.bring(image)
+        await self._guest_volume.bring()
         return self._guest_volume.name
 
     async def _gpus_over_there(self) -> Sequence[GpuFact]:

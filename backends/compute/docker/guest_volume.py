@@ -18,30 +18,35 @@ _LAST = "manifest.json"
 
 
 class GuestVolume:
-    """The volume of one engine for the tree in `guest`, a folder that `backends.guest_tree` made."""
+    """The volume of one engine for the tree in `guest`, a folder that `backends.guest_tree` made.
 
-    def __init__(self, engine: Engine, guest: Path) -> None:
+    `image` is what the container that fills it is made of: one of the settings, never one that a person chose.
+    """
+
+    def __init__(self, engine: Engine, guest: Path, image: str) -> None:
         self._engine = engine
         self._guest = guest
+        self._image = image
         self._lock = asyncio.Lock()
         self._is_filled = False
         self.name = f"ashore-guest-{guest.name}"
         """Of the volume, and of the container that never runs and only serves to fill it."""
 
-    async def bring(self, image: str) -> None:
-        """Make and fill it, unless that was done. `image` is any image that the Engine has."""
+    async def bring(self) -> None:
+        """Make and fill it, unless that was done."""
         async with self._lock:
             # An operator may have pruned it; Docker would then make an empty one without a word.
             if await self._engine.volume_labels(self.name) is None:
                 self._is_filled = False
             if not self._is_filled:
-                await self._fill(image)
+                await self._fill()
                 self._is_filled = True
 
-    async def _fill(self, image: str) -> None:
+    async def _fill(self) -> None:
+        await self._engine.image(self._image, lambda line: None)
         labels = {"ashore.guest": self._guest.name}
         await self._engine.create_volume({"Name": self.name, "Labels": labels})
-        await self._engine.create_container(self.name, _filler(image, self.name, labels))
+        await self._engine.create_container(self.name, _filler(self._image, self.name, labels))
         try:
             if not await self._engine.has_file(self.name, f"{GUEST}/{_LAST}"):
                 await self._engine.put_files(self.name, GUEST, await asyncio.to_thread(_packed, self._guest))

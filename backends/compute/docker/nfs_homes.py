@@ -2,6 +2,7 @@
 
 Each home is a folder of the export, because an export that is mounted as it is would show everybody's. Docker does not
 make that folder, and leaves it when the volume goes: a helper container does both, with the whole export for a moment.
+It is made of an image of the settings, never of one that a person chose: it sees everybody's homes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from storage.names import printable
 LABEL = "ashore.nfs"
 """Of a home's volume: its export."""
 _OPTIONS_LABEL = "ashore.nfs.options"
-_IMAGE_LABEL = "ashore.nfs.image"
 _MAKE = 'cd "$COPY" && mkdir -p -- "$1"'
 _REMOVE = 'cd "$COPY" && rm -rf -- "$1"'
 _MAKE_SECONDS = 60
@@ -57,38 +57,38 @@ def driver_options(export: Export, folder: str = "") -> Mapping[str, str]:
     return {"type": "nfs", "o": options, "device": f":{path.rstrip('/')}/{folder}"}
 
 
-def home_volume(body: JSON, export: Export, place: Place, image: str) -> JSON:
-    """`body`, of `POST /volumes/create`, for a home on `export`; it can be removed by a helper of `image`."""
-    labels = {**body["Labels"], LABEL: export.address, _OPTIONS_LABEL: export.options, _IMAGE_LABEL: image}
+def home_volume(body: JSON, export: Export, place: Place) -> JSON:
+    """`body`, of `POST /volumes/create`, for a home on `export`."""
+    labels = {**body["Labels"], LABEL: export.address, _OPTIONS_LABEL: export.options}
     return {**body, "Labels": labels, "Driver": "local", "DriverOpts": driver_options(export, place.container)}
 
 
 class NfsHomes:
-    """Makes and removes the folders. Unavailable: the host cannot mount the export."""
+    """Makes and removes the folders, by helpers of `image`. Unavailable: the host cannot mount the export."""
 
-    def __init__(self, engine: Engine, volumes: DataVolumes) -> None:
+    def __init__(self, engine: Engine, volumes: DataVolumes, image: str) -> None:
         self._engine = engine
         self._volumes = volumes
+        self._image = image
 
-    async def make_for(self, labels: Mapping[str, str], place: Place, image: str) -> None:
+    async def make_for(self, labels: Mapping[str, str], place: Place) -> None:
         """The folder for the home whose volume has these labels, if it is on an export."""
         if (export := Export.of_home(labels)) is not None:
-            await self._run(export, place, image, _MAKE, _MAKE_SECONDS)
+            await self._run(export, place, _MAKE, _MAKE_SECONDS)
 
     async def remove_for(self, labels: Mapping[str, str], place: Place) -> None:
         """The same folder with everything in it; no-op when it is gone. No container has the home any more."""
         if (export := Export.of_home(labels)) is not None:
-            image = labels.get(_IMAGE_LABEL, "")
-            await self._engine.image(image, lambda line: None)
-            await self._run(export, place, image, _REMOVE, _REMOVE_SECONDS)
+            await self._run(export, place, _REMOVE, _REMOVE_SECONDS)
 
-    async def _run(self, export: Export, place: Place, image: str, script: str, seconds: float) -> None:
+    async def _run(self, export: Export, place: Place, script: str, seconds: float) -> None:
+        await self._engine.image(self._image, lambda line: None)
         name = f"{place.container}-nfs"
         await self._volumes.delete(name)  # of a process that was cut off
         whole = {"Name": name, "Labels": {LABEL: "export"}, "Driver": "local", "DriverOpts": driver_options(export)}
         try:
             await self._engine.create_volume(whole)
-            await self._engine.run_once(config.filler(image, name, script, [place.container]), seconds=seconds)
+            await self._engine.run_once(config.filler(self._image, name, script, [place.container]), seconds=seconds)
         except AshoreError as error:
             reason = printable(error.message, limit=300)
             raise Unavailable(f"the home on {export.address} (NFS) cannot be used: {reason}") from error
