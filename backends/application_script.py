@@ -8,6 +8,7 @@ Only what every image has is used: a POSIX shell, /proc, and `setsid` where it i
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ FOLDER = ".ashore/apps"
 """Below the login user's home: one folder for each application."""
 _MARK = "ashore-application"
 _MISSING = 127
+_STATUS = re.compile("[0-9]{1,3}")
 _VNC_KEY = bytes(int(f"{byte:08b}"[::-1], 2) for byte in (23, 82, 107, 6, 35, 78, 88, 7))
 """The key with which all VNC servers disguise the passwords in their files; DES of VNC reads bits backwards."""
 
@@ -154,7 +156,7 @@ def parse(report: str) -> Mapping[str, Seen]:
         words = line.split()
         if len(words) < 3 or words[0] != _MARK:
             continue
-        status = int(words[3]) if len(words) > 3 and words[3].isdigit() else None
+        status = int(words[3]) if len(words) > 3 and _STATUS.fullmatch(words[3]) else None
         found[words[1]] = Seen(_state(words[2], status), status)
     return found
 

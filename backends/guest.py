@@ -38,6 +38,8 @@ IDLE = timedelta(minutes=5)
 _TRIES = 2
 _LOOK_SECONDS = 30.0
 _SCRIPT_SECONDS = 30.0
+_SCRIPT_OUTPUT = 64 * 1024
+"""Bytes that a script may print; a profile that prints for ever must not fill the memory."""
 _ALIVE = (EnvironmentState.RUNNING, EnvironmentState.CREATING, EnvironmentState.STOPPING)
 
 _Place = tuple[str, str, int, str]
@@ -161,14 +163,14 @@ class Guests:
     async def tell_shell(self, caller: Caller, environment: Environment, command: str, script: str) -> str:
         """What `command`, which reads `script`, prints in this environment; its exit status is of no interest.
 
-        As for `connect`; Unavailable also: it was cut off, or took too long.
+        As for `connect`; Unavailable also: it was cut off, took too long, or printed without end.
         """
         guest = await self.connect(caller, environment)
         try:
-            done = await guest.run(command, input=script, timeout=_SCRIPT_SECONDS, errors="replace")
+            async with asyncio.timeout(_SCRIPT_SECONDS):
+                return await _told(guest, command, script)
         except (asyncssh.Error, TimeoutError, OSError) as error:
             raise Unavailable(f"the shell of '{environment.name}' does not answer") from error
-        return str(done.stdout or "")
 
     async def release(self, owner: object) -> None:
         """Close the connections that forward this owner's agent."""
@@ -357,3 +359,19 @@ async def _complaint(pipe: Pipe) -> str:
             await pipe.wait()
     lines = [line.strip() for line in pipe.complaint().splitlines() if line.strip()]
     return printable(lines[-1], limit=200) if lines else ""
+
+
+async def _told(guest: asyncssh.SSHClientConnection, command: str, script: str) -> str:
+    """What `command` prints. Not by `run`, which reads without a limit, and leaves the channel open when time is up."""
+    process = await guest.create_process(command, stderr=asyncssh.DEVNULL, encoding=None)
+    try:
+        process.stdin.write(script.encode())
+        process.stdin.write_eof()
+        output = b""
+        while piece := await process.stdout.read(_SCRIPT_OUTPUT):
+            output += piece
+            if len(output) > _SCRIPT_OUTPUT:
+                raise OSError("it prints without end")
+        return output.decode("utf-8", "replace")
+    finally:
+        process.close()

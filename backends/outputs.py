@@ -19,7 +19,7 @@ from backends.settings import LifecycleSettings
 from storage.access import Caller
 from storage.artifacts import Artifacts, Tally
 from storage.database.engine import Database
-from storage.errors import Conflict, NotFound, OverQuota, Unavailable
+from storage.errors import Conflict, NotFound, OverQuota
 from storage.names import printable
 from storage.objects.contract import ObjectStore
 from storage.quota_limits import size_words
@@ -86,13 +86,18 @@ class Outputs:
             except NotFound:
                 top = None
             if top is not None and top.kind is not Kind.FOLDER:
-                raise Unavailable("the archive of its output does not begin with a folder")
+                raise Conflict("its output is no folder, and links are not followed")
             while top is not None and (entry := await stream.next()) is not None:
                 await copy.take(_below(top.name, entry.name), entry, stream, top.name)
         if copy.artifact is None:
             await self._artifacts.give_up(environment.id)  # what a copy that broke off has brought, if there was one
-        elif not await self._artifacts.finish(copy.artifact, copy.tally, days=self.days(environment)):
+        elif not await self._artifacts.finish(copy.artifact, copy.tally, days=await self._days_now(environment)):
             raise Conflict("its output is not wanted any more")
+
+    async def _days_now(self, environment: Environment) -> int:
+        """A copy takes long: its owner may have chosen another number meanwhile."""
+        async with self._database.reading() as tx:
+            return self.days(await tx.get(Environment, environment.id) or environment)
 
     # ---- for a copy ------------------------------------------------------------------------------------------
     @property

@@ -186,7 +186,7 @@ class Planner:
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
         machine = compute if self.is_machine(compute) else ""
         refusals += application_templates.refusals(self.applications, request.applications, machine=machine)
-        refusals += port_rows.refusals(self._settings.ports, request.ports)
+        refusals += port_rows.refusals(self._settings.ports, request.ports, machine=machine)
         over = refusals_of(caller, quotas, amounts(request.cpus, request.memory, need.count, is_new=True))
         mounts, against = await plan_mounts(tx, caller, request.data)
         refusals += over + list(against) + request.lifecycle.refusals()

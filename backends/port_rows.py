@@ -21,10 +21,12 @@ _NONE_OFFERED = (
 )
 
 
-def refusals(settings: PortSettings, ports: Sequence[int]) -> Sequence[str]:
-    """What speaks against publishing these, whoever asks."""
+def refusals(settings: PortSettings, ports: Sequence[int], *, machine: str = "") -> Sequence[str]:
+    """What speaks against publishing these, whoever asks; `machine` is the existing machine that they are on, if so."""
     if not ports:
         return []
+    if machine:
+        return [f"'{machine}' publishes no ports: they would lead to what others run on that machine, too"]
     if not settings.first:
         return [_NONE_OFFERED]
     found = [f"{port} is no port: write 1 to 65535" for port in ports if not 0 < port < 65536]

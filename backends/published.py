@@ -74,7 +74,8 @@ class PublishedPorts:
         """
         seen = await self._environments.show(caller, name)
         require(caller, Action.PORT_PUBLISH, owned(seen))
-        if against := refusals(self._settings, [port]):
+        machine = seen.compute if self._environments.planner.is_machine(seen.compute) else ""
+        if against := refusals(self._settings, [port], machine=machine):
             raise BadInput("; ".join(against))
         async with self._database.writing() as tx:
             environment = await tx.get(Environment, seen.id, with_for_update=True)

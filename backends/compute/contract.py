@@ -205,8 +205,10 @@ class HasOutput(Protocol):
     def output(self, handle: str) -> AsyncGenerator[bytes]:
         """A tar archive of that folder, in pieces as they come, of a workload that does not run.
 
-        Its first entry is the folder itself; all other names begin with that one's. No link is followed. NotFound:
-        there is no such folder, or no such workload any more. Unavailable: it cannot be read now, or not to its end.
+        Its first entry is the folder itself, or whatever stands in its place; all other names begin with that one's. No
+        link is followed, except by Podman a link in its place, inside the container. NotFound: there is no such folder,
+        or no such workload any more. Conflict: it cannot be read as it is, so somebody has to go in. Unavailable: it
+        cannot be read now.
         """
         ...
 

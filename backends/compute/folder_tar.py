@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from storage.errors import NotFound, Unavailable
+from storage.errors import Conflict, NotFound
 from storage.names import printable
 
 _PIECE = 256 * 1024
@@ -16,9 +16,12 @@ _PIECE = 256 * 1024
 async def folder_tar(folder: Path) -> AsyncGenerator[bytes]:
     """`folder` and what is in it. No link is followed, and no other file system entered.
 
-    NotFound: there is no such folder. Nobody may change what is in it meanwhile.
+    NotFound: there is no such folder. Conflict: it is a link, or holds what cannot be read. Nobody may change what is
+    in it meanwhile.
     """
-    if not await asyncio.to_thread(lambda: folder.is_dir() and not folder.is_symlink()):
+    if await asyncio.to_thread(folder.is_symlink):
+        raise Conflict("its output is a link, and links are not followed")
+    if not await asyncio.to_thread(folder.is_dir):
         raise NotFound("it has no output")
     process = await asyncio.create_subprocess_exec(
         *("tar", "--create", "--file=-", "--format=gnu", "--one-file-system", "--warning=no-file-ignored"),
@@ -35,7 +38,7 @@ async def folder_tar(folder: Path) -> AsyncGenerator[bytes]:
             yield piece
         if await process.wait() != 0:
             said = printable(await complaints, limit=300)
-            raise Unavailable(f"its output cannot be read: {said}")
+            raise Conflict(f"its output cannot be read: {said}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             if process.returncode is None:

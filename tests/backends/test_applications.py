@@ -64,6 +64,8 @@ def test_the_script_is_a_posix_shells_and_keeps_the_secret_out_of_command_lines(
         ("ashore-application a starting", Seen(ApplicationState.STARTING)),
         ("ashore-application a ended 127", Seen(ApplicationState.MISSING, 127)),
         ("ashore-application a ended 1", Seen(ApplicationState.FAILED, 1)),
+        ("ashore-application a ended \u00b2", Seen(ApplicationState.FAILED)),
+        ("ashore-application a ended " + "1" * 5000, Seen(ApplicationState.FAILED)),
     ],
 )
 def test_reports_are_read_between_other_lines(line: str, seen: Seen) -> None:

@@ -269,8 +269,10 @@ async def test_an_empty_output_leaves_nothing(house: House, alice: Caller) -> No
     assert await house.is_clean()
 
 
-async def test_an_output_that_is_a_link_leads_nowhere(house: House, alice: Caller, tmp_path: Path) -> None:
-    """Whoever lives inside may put a link in its place: the gateway must not read what it leads to."""
+async def test_an_output_that_is_a_link_is_not_followed_and_not_lost(
+    house: House, alice: Caller, tmp_path: Path
+) -> None:
+    """Whoever lives inside may put a link in its place: the gateway must not read what it leads to, nor delete it."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("do not tell")
     async with house.running():
@@ -278,6 +280,9 @@ async def test_an_output_that_is_a_link_leads_nowhere(house: House, alice: Calle
         output.rmdir()
         output.symlink_to(tmp_path / "secret")
         await house.environments.delete(alice, "train")
+        row = await house.until(alice, lambda row: row.state is EnvironmentState.STOPPED and row.wish is Wish.STOPPED)
+        assert "it was not deleted: its output is a link" in row.wish_reason
+        await house.environments.delete(alice, "train", keep_output_days=0)
         await house.until_gone(alice)
     assert await house.is_clean()
 

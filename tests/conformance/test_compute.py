@@ -399,6 +399,24 @@ async def test_output_that_nobody_reads_to_its_end(up: Up) -> None:
     assert len((await _left(kit, handle))["zeros"][1]) == 30_000_000
 
 
+async def test_output_that_is_a_link(up: Up) -> None:
+    """It may lead anywhere; it is not taken for an output that is not there, whose home could go."""
+    kit, handle, _ = up
+    follows = kit.name == "podman"  # inside the container, so what its owner pointed to is kept
+    await run(kit.compute, handle, f"rm -rf {kit.home}/output && ln -s / {kit.home}/output")
+    await kit.compute.stop(handle, grace=1)
+    assert isinstance(kit.compute, HasOutput)
+    try:
+        async with aclosing(kit.compute.output(handle)) as pieces:
+            stream = TarStream(pieces)
+            first = await stream.next()
+            assert first is not None
+            assert (first.kind is Kind.FOLDER) == follows
+            assert follows or await stream.next() is None
+    except Conflict:
+        return
+
+
 async def test_output_that_is_not_there(up: Up) -> None:
     kit, handle, _ = up
     await run(kit.compute, handle, f"rm -rf {kit.home}/output")

@@ -152,6 +152,7 @@ class CreateEnvironmentScreen(Page):
             self.query_one(f"#{name}-field").display = self._has_hosts()
         for name in _OF_MACHINES_NEVER:
             self.query_one(f"#{name}-field").display = not self._is_machine()
+        self.query("#ports-field").set(display=not self._is_machine())
         self._show_hosts()
         lifecycle = self._lifecycle()
         if lifecycle is not self._shown:
@@ -296,7 +297,7 @@ class CreateEnvironmentScreen(Page):
         compute = self._compute()
         kept = parse_days(self._value("keep-output"))
         if self._is_machine():
-            return Request(name=self._value("name"), compute=compute, keep_output_days=kept, ports=self._ports())
+            return Request(name=self._value("name"), compute=compute, keep_output_days=kept)
         gpus, model, mode = self._gpus()
         return Request(
             name=self._value("name"),

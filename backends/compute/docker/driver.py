@@ -190,7 +190,7 @@ class DockerCompute:
         reader = config.reader_name(place)
         await self._engine.create_container(reader, config.reader(place, self._settings.default_image))
         try:
-            async with aclosing(self._engine.read_folder(reader, f"{config.HOME}/output")) as pieces:
+            async with aclosing(self._engine.read_folder(reader, config.OUTPUT)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:

@@ -271,10 +271,11 @@ class Engine:
     async def read_folder(self, name: str, path: str) -> AsyncGenerator[bytes]:
         """A tar archive of a folder of a container, which need not run, as it comes; NotFound: there is none.
 
-        Not aiodocker's `get_archive`: that reads all of it into memory.
+        A link in its place is the archive's only entry; with a slash at the end of `path` it would be followed. Not
+        aiodocker's `get_archive`: that reads all of it into memory.
         """
         query = self._docker._query(
-            f"containers/{name}/archive", params={"path": f"{path}/."}, timeout=_STREAM,
+            f"containers/{name}/archive", params={"path": path}, timeout=_STREAM,
             headers={"Accept-Encoding": "identity"},
         )  # fmt: skip
         with translated():

@@ -130,13 +130,18 @@ class MachineCompute:
         stream = ProgramStream(await self._links.start(scripts.output(self._base, _checked(handle))), handle)
         try:
             words = await self._marked(stream)
+            if words == ["away"]:  # a disk that is not mounted after a reboot, for example
+                raise Unavailable(f"the folder of environments is not there on the machine '{self.name}'")
+            if words == ["link"]:
+                raise Conflict("its output is a link, and links are not followed")
             if words == ["missing"]:
-                raise Unavailable(f"the machine '{self.name}' has no tar, so its output cannot be read")
+                raise Conflict(f"the machine '{self.name}' has no tar, so its output cannot be read")
             while piece := await asyncio.get_running_loop().sock_recv(stream.inner, _PIECE):
                 yield piece
-            if not await stream.ended(_ASK_SECONDS) or stream.status != 0:
-                said = printable(stream.complaint, limit=200) or "the connection was lost"
-                raise Unavailable(f"its output cannot be read: {said}")
+            if not await stream.ended(_ASK_SECONDS) or stream.status is None:
+                raise Unavailable("its output cannot be read: the connection was lost")
+            if stream.status != 0:
+                raise Conflict(f"its output cannot be read: {printable(stream.complaint, limit=200)}")
         finally:
             await stream.close()
             stream.inner.close()

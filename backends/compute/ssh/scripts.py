@@ -184,8 +184,10 @@ exec "$@"
 
 _OUTPUT = """\
 base=$1 id=$2
-cd "$base" 2>/dev/null && cd "$id/home" 2>/dev/null && [ -d output ] && [ ! -h output ] ||
-    { echo "@MARK@ gone" >&2; exit 0; }
+cd "$base" 2>/dev/null || { echo "@MARK@ away" >&2; exit 0; }
+cd "$id/home" 2>/dev/null || { echo "@MARK@ gone" >&2; exit 0; }
+[ ! -h output ] || { echo "@MARK@ link" >&2; exit 0; }
+[ -d output ] || { echo "@MARK@ gone" >&2; exit 0; }
 command -v tar >/dev/null || { echo "@MARK@ missing" >&2; exit 0; }
 echo "@MARK@ reading" >&2
 exec tar -cf - output
