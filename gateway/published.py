@@ -173,6 +173,8 @@ class _Connection:
         self._over = True
         self._listener.forget(self)
         self.visitor.close()
+        if self._is_too_much:  # strangers could fill the trail with these
+            return
         port = self._listener.port
         facts = {
             "owner": port.environment.owner_name,
@@ -205,6 +207,9 @@ class _Connection:
             self._refuse(error.message)
         except (OSError, asyncssh.Error):
             self._refuse(f"nothing answers on port {self._listener.port.port}")
+        except BaseException:
+            self._refuse("it could not be joined")
+            raise
         else:
             if self._over and self._far is not None:
                 self._far.close()
