@@ -80,7 +80,9 @@ def _check_flags(one: Instruction) -> Iterator[Problem]:
     seen: set[str] = set()
     for flag in one.flags:
         name, _, value = flag.value[2:].partition("=")
-        if (sentence := _REFUSED_FLAGS.get((one.keyword, name))) is not None:
+        if flag.value == "--":
+            yield one.problem("a bare -- is not allowed: what stands behind it could be taken for flags", flag.offset)
+        elif (sentence := _REFUSED_FLAGS.get((one.keyword, name))) is not None:
             yield one.problem(sentence, flag.offset)
         elif name not in _FLAGS.get(one.keyword, ()):
             yield one.problem(f"{one.keyword} has no flag --{printable(name, limit=40)} here", flag.offset)
@@ -110,6 +112,8 @@ def _run(one: Instruction, escape: str) -> Iterator[Problem]:
 
 
 def _copy(one: Instruction, escape: str) -> Iterator[Problem]:
+    if one.words is None and one.rest.value.startswith("--"):
+        yield one.problem("a command may not begin with --: it would be taken for a flag", one.rest.offset)
     """Of files, only heredocs: there are no others. What looks like an address is told from what looks like a file."""
     sources, target = _sources(one)
     at = {heredoc.offset: heredoc for heredoc in one.heredocs}

@@ -141,6 +141,14 @@ BAD = {
     "RUN with an escaped flag": ("RUN --mo\\unt=type=ssh a", ["1:5 RUN --mount is not offered"]),
     "RUN of nothing": ("RUN []", ["1:5 RUN needs a command"]),
     "numbers in brackets": ("RUN [1, 2]", ["1:5 an array in brackets may hold strings"]),
+    "RUN with a bare --": ("RUN -- a", ["1:5 a bare -- is not allowed"]),
+    "RUN with a mount behind a bare --": (
+        "RUN -- --mount=type=bind,from=x,target=/x a", ["1:5 a bare -- is not allowed", "1:8 a command may not begin"],
+    ),
+    "RUN with a bare -- in quotes": (
+        'RUN --"" --network=host a', ["1:5 a bare -- is not allowed", "1:10 a command may not begin"],
+    ),
+    "HEALTHCHECK with a bare --": ("HEALTHCHECK -- CMD x", ["1:13 a bare -- is not allowed"]),
     "brackets in brackets": ("RUN " + "[" * 20000, ["1:5 an array in brackets may hold strings"]),
     "ENV without a value": ("ENV A", ["1:5 ENV needs a name and a value"]),
     "ENV with half a pair": ("ENV A=1 B", ["1:9 'B' has no value"]),
