@@ -116,16 +116,16 @@ class Builds:
         self._is_possible = is_possible
         self._clock = clock
 
-    def check(self, caller: Caller, text: str) -> Sequence[Problem]:
-        """Every reason why this cannot be built, with its place; nothing is kept."""
+    async def check(self, caller: Caller, text: str) -> Sequence[Problem]:
+        """The reasons why this cannot be built, with their places; nothing is kept."""
         require(caller, Action.BUILD_CHECK)
-        return check(parse(text))
+        return await asyncio.to_thread(_problems, text)
 
     async def request(self, caller: Caller, name: str, tag: str, *, base: str, text: str) -> BuildView:
         """Queue a build of `name:tag`. DockerfileRefused, BadInput, InUse, OverQuota, Conflict with the reason."""
         require(caller, Action.BUILD_REQUEST)
         self._require_builder()
-        if problems := check(parse(text)):
+        if problems := await asyncio.to_thread(_problems, text):
             raise DockerfileRefused(problems)
         async with self._database.writing() as tx:
             await self._hold(tx, caller)
@@ -261,6 +261,11 @@ class Builds:
         async with self._database.reading() as tx:
             state = await tx.scalar(select(Build.state).where(Build.id == build_id))
         return state is None or state.is_over
+
+
+def _problems(text: str) -> Sequence[Problem]:
+    """In a thread: of a large text it takes a second."""
+    return check(parse(text))
 
 
 def _mine(caller: Caller) -> Select[Build]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
+from backends.dockerfiles.reading import MOST_PROBLEMS
 from backends.dockerfiles.source import Dockerfile, Heredoc, Instruction, Problem, Word
 from backends.dockerfiles.words import split_words
 from storage.names import printable
@@ -47,11 +49,12 @@ _DURATION = re.compile(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+|0")
 
 
 def check(found: Dockerfile) -> Sequence[Problem]:
-    """Every reason why this cannot be built here, in the order of the text; empty: it can be tried."""
-    problems = list(found.problems)
-    for one in found.instructions:
-        problems += _check(one, found.escape)
-    return sorted(set(problems))
+    """The reasons why this cannot be built here, in the order of the text; empty: it can be tried.
+
+    Of more than `MOST_PROBLEMS` some are left out.
+    """
+    ruled = (problem for one in found.instructions for problem in _check(one, found.escape))
+    return sorted({*found.problems, *islice(ruled, MOST_PROBLEMS)})[:MOST_PROBLEMS]
 
 
 def _check(one: Instruction, escape: str) -> Iterator[Problem]:
@@ -109,11 +112,11 @@ def _anything(one: Instruction, escape: str) -> Iterator[Problem]:
 def _run(one: Instruction, escape: str) -> Iterator[Problem]:
     if one.words is not None and not any(one.words):
         yield one.problem("RUN needs a command", one.rest.offset)
+    if one.words is None and one.rest.value.startswith("--"):
+        yield one.problem("a command may not begin with --: it would be taken for a flag", one.rest.offset)
 
 
 def _copy(one: Instruction, escape: str) -> Iterator[Problem]:
-    if one.words is None and one.rest.value.startswith("--"):
-        yield one.problem("a command may not begin with --: it would be taken for a flag", one.rest.offset)
     """Of files, only heredocs: there are no others. What looks like an address is told from what looks like a file."""
     sources, target = _sources(one)
     at = {heredoc.offset: heredoc for heredoc in one.heredocs}

@@ -51,7 +51,7 @@ async def _build(context: Context, options: argparse.Namespace) -> int | None:
 
 async def _check(context: Context, options: argparse.Namespace) -> int | None:
     try:
-        problems = context.services.builds.check(context.caller, await _text(context))
+        problems = await context.services.builds.check(context.caller, await _text(context))
     except BadInput as error:
         if not options.json:
             raise

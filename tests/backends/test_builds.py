@@ -118,7 +118,7 @@ async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Cal
     with pytest.raises(DockerfileRefused, match="line 1, column 1: USER is not allowed") as refused:
         await yard.ask(alice, "USER root\nADD http://x /y")
     assert [problem.line for problem in refused.value.problems] == [1, 2]
-    assert [problem.line for problem in yard.builds.check(alice, "RUN a\nFROM b")] == [2]
+    assert [problem.line for problem in await yard.builds.check(alice, "RUN a\nFROM b")] == [2]
     with pytest.raises(BadInput):
         await yard.ask(alice, "RUN a", name="../x")
     with pytest.raises(BadInput, match="is in the registry of this house"):
