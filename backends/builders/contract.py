@@ -7,7 +7,7 @@ ends a build by cancelling the call. Foreign errors become `storage.errors`, cha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,12 @@ class StepFailed(AshoreError):
         self.step = step
 
 
+def refuse_triggers(on_build: Sequence[str] | None) -> None:
+    """StepFailed if a base says ONBUILD: that would run in this build, and no rule for Dockerfiles has seen it."""
+    if on_build:
+        raise StepFailed("this base has ONBUILD instructions, and such a base cannot be used here", 1)
+
+
 class Builder(Protocol):
     """One program that builds. Make it inside a running event loop; `close` it at the end."""
 
@@ -53,6 +59,9 @@ class Builder(Protocol):
     async def build(self, order: Order, write: Write) -> str:
         """Make the image and return its local id. StepFailed: the recipe did not work out; Unavailable: the builder
         does not.
+
+        The base is fetched and looked at first, and what was seen is what is built on: none with ONBUILD. The login of
+        our registry goes with it only if it is kept there as an image of ours.
 
         Cancelling the call ends the build: when it returns, nothing of it runs, and no container of it is there. After
         a crash of our process nothing runs on for long either, and calling it again with the same order is right: what
