@@ -30,6 +30,8 @@ from storage.names import printable
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"})
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 _TAIL = 4096
+_DROPPED = "CAP_SYS_CHROOT,CAP_MKNOD"
+"""Of the rights that steps have by default: with the first, root leaves a `chroot` by a second one inside."""
 
 
 class BuildahBuilder:
@@ -79,7 +81,7 @@ class BuildahBuilder:
 
             status = await self._run(
                 home, see, "build", "--isolation", self._settings.isolation, "--layers", "--format", "docker",
-                "--network", "host", *self._limits(), "--pull=never", "--iidfile",
+                "--network", "host", "--cap-drop", _DROPPED, *self._limits(), "--pull=never", "--iidfile",
                 str(home / "id"), "--tag", order.target, "--file", str(home / "Dockerfile"), str(context),
             )  # fmt: skip
             if status != 0:

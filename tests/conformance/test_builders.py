@@ -317,6 +317,25 @@ async def test_old_layers_are_pruned_by_their_label(bench: Workbench) -> None:
     assert "using cache" not in fresh.text.lower()
 
 
+async def test_steps_of_buildah_cannot_leave_their_chroot(
+    registry: RegistrySettings, base: str, buildah_folder: Path
+) -> None:
+    """Root that may chroot again gets out of a `chroot`, to the account of the gateway. Installing things still works:
+    it needs other rights."""
+    builder = BuildahBuilder(buildah_folder, registry, BuildSettings())
+    text = (
+        "RUN chroot / true; echo chroot ended with $?; mknod /n c 1 3; echo mknod ended with $?\n"
+        "RUN useradd -m someone && chown someone /opt && su someone -c 'touch /opt/file' && echo still useful"
+    )
+    log = Log()
+    await builder.build(
+        Order("0" * 16, recipe(parse(text), base, {LABEL: "1"}), f"{registry.prefix}tests/caps:v1"), log
+    )
+    assert re.search("^chroot ended with [1-9]", log.text, re.MULTILINE)
+    assert re.search("^mknod ended with [1-9]", log.text, re.MULTILINE)
+    assert "\nstill useful" in log.text
+
+
 async def test_layers_can_be_kept_where_the_kernel_gives_no_overlay(
     registry: RegistrySettings, base: str, tmp_path: Path
 ) -> None:
