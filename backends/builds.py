@@ -93,7 +93,7 @@ class LogPiece:
 
 
 class Builds:
-    """The builds of all workspaces. Their logs are files of `directory`."""
+    """The builds of all workspaces. Their logs are files of `directory`. `why_not`: nothing can be built, and why."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Builds:
         settings: BuildSettings,
         directory: Path,
         *,
-        is_possible: bool = True,
+        why_not: str = "",
         clock: Clock = now,
     ) -> None:
         self._database = database
@@ -113,7 +113,7 @@ class Builds:
         self._images = images
         self._settings = settings
         self._directory = directory
-        self._is_possible = is_possible
+        self._why_not = why_not
         self._clock = clock
 
     async def check(self, caller: Caller, text: str) -> Sequence[Problem]:
@@ -220,8 +220,8 @@ class Builds:
 
     # ---- steps -----------------------------------------------------------------------------------------------
     def _require_builder(self) -> None:
-        if not self._is_possible:
-            raise Unavailable("this house builds no images: an administrator can set backends.builds.builder")
+        if self._why_not:
+            raise Unavailable(self._why_not)
 
     async def _hold(self, tx: Transaction, caller: Caller) -> None:
         """OverQuota if the caller has too many builds open."""

@@ -37,6 +37,11 @@ class DockerBuilder:
         self._registry = registry
         self._settings = settings
 
+    @property
+    def is_here(self) -> bool:
+        """Its engine is on the gateway's own machine."""
+        return self._engine.line.is_here
+
     async def recover(self) -> None:
         """Nothing is left: see above."""
 

@@ -13,11 +13,13 @@ from sqlalchemy import select, update
 
 from backends.build_log import LogWriter
 from backends.builders.contract import Order, Write
+from backends.builders.docker import DockerBuilder
 from backends.builders.memory import MemoryBuilder, MemoryEngine
+from backends.builders.registry import ELSEWHERE, NO_BUILDER, builder_of, why_not
 from backends.builds import LOG_TOPIC, Builds, BuildView, DockerfileRefused
 from backends.images import Images
 from backends.reconcilers.builds import BuildReconciler, facts_of
-from backends.settings import BuildSettings, RegistrySettings
+from backends.settings import BackendSettings, BuildSettings, DockerHostSettings, DockerSettings, RegistrySettings
 from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -25,6 +27,8 @@ from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
 from storage.records import AuditEvent, Build, BuildState, ImageState
 
+FAR = DockerHostSettings(url="tcp://10.9.8.7:2375", insecure=True)
+NEAR = DockerHostSettings(url="unix:///var/run/docker.sock")
 REGISTRY = RegistrySettings(url="http://127.0.0.1:5999")
 _GENEROUS = 60.0
 
@@ -236,9 +240,35 @@ async def test_a_house_without_a_builder_says_so(
     database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, alice: Caller
 ) -> None:
     images = Images(database, audit, changes, REGISTRY)
-    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, is_possible=False)
+    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, why_not=NO_BUILDER)
     with pytest.raises(Unavailable, match="this house builds no images"):
         await builds.request(alice, "model", "v1", base="x", text="RUN a")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "chosen", "url", "why"),
+    [
+        ({"far": FAR}, "", "http://127.0.0.1:5999", ELSEWHERE),
+        ({"far": FAR, "near": NEAR}, "far", "http://127.0.0.1:5999", ELSEWHERE),
+        ({"far": FAR, "near": NEAR}, "", "http://127.0.0.1:5999", ""),
+        ({"far": FAR}, "", "https://registry.example", ""),
+        ({}, "", "http://127.0.0.1:5999", ""),
+    ],
+)
+async def test_another_machine_does_not_build_for_a_registry_that_is_here(
+    hosts: dict[str, DockerHostSettings], chosen: str, url: str, why: str, tmp_path: Path
+) -> None:
+    """It would push to its own 127.0.0.1, and give the password to whoever listens there."""
+    settings = BackendSettings(
+        docker=DockerSettings(hosts=hosts), builds=BuildSettings(builder="docker", host=chosen),
+        registry=RegistrySettings(url=url),
+    )  # fmt: skip
+    assert why_not(settings) == why
+    builder = builder_of(settings, tmp_path)
+    assert (builder is None) == bool(why)
+    if isinstance(builder, DockerBuilder):
+        assert builder.is_here or url.startswith("https:")
+        await builder.close()
 
 
 async def test_old_builds_are_forgotten_with_their_logs(yard: Yard, alice: Caller) -> None:
