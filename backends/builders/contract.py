@@ -6,7 +6,9 @@ ends a build by cancelling the call. Foreign errors become `storage.errors`, cha
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +20,7 @@ LABEL = "ashore.built"
 """Every layer that was made here has it; by it old ones are found and removed."""
 Write = Callable[[bytes], None]
 """Takes output as it comes, in pieces of any size; never waits."""
+_BUSY_SECONDS = 0.01
 _STEP = re.compile(r"step (\d{1,4})/(\d{1,4}) ?: ", re.IGNORECASE)
 
 
@@ -79,6 +82,22 @@ class Builder(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Fair:
+    """Writes, and leaves two thirds of the time to everybody else in the process, however much a build prints."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._busy = 0.0
+
+    async def write(self, data: bytes) -> None:
+        began = time.monotonic()
+        self._write(data)
+        self._busy += time.monotonic() - began
+        if self._busy > _BUSY_SECONDS:
+            busy, self._busy = self._busy, 0.0
+            await asyncio.sleep(2 * busy)
 
 
 class Steps:

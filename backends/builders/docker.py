@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -49,13 +49,14 @@ class DockerBuilder:
         steps, image = Steps(), ""
         recipe = order.recipe.on(await self._base(order.recipe.base, write))
         events = self._engine.build(_context(recipe), self._parameters(order))
+        fair = Fair(write)
         async with aclosing(events):
             async for event in events:
                 if (failure := event.get("errorDetail")) is not None or "error" in event:
                     raise StepFailed(_failure(failure or {"message": event["error"]}), steps.step)
                 if line := _line(event):
                     steps.see(line)
-                    write(line)
+                    await fair.write(line)
                 image = (event.get("aux") or {}).get("ID") or image
         if not image:
             raise Unavailable("the Docker engine ended the build without an image")
