@@ -75,6 +75,13 @@ class LogWriter:
 
     def close(self) -> None:
         """No more comes: an unfinished line is finished, and the end of a log that was too long is added."""
+        try:
+            self._finish()
+        finally:
+            os.close(self._file)
+        self._told()
+
+    def _finish(self) -> None:
         self._flush()
         if self._left_out:
             tail = _cleaned(self._tail)
@@ -84,8 +91,6 @@ class LogWriter:
                 f"\x1b[33m[{missing} bytes of the log are left out here: it was too long]{_RESET}\n" if missing else ""
             )
             os.write(self._file, mark.encode() + tail[begin:])
-        os.close(self._file)
-        self._told()
 
     def _flush(self) -> None:
         if self._rest:

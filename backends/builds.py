@@ -20,7 +20,7 @@ from backends.dockerfiles.reading import parse
 from backends.dockerfiles.rules import check
 from backends.dockerfiles.source import Problem
 from backends.image_names import LATEST, parse_image
-from backends.images import Images
+from backends.images import NO_REGISTRY, Images
 from backends.settings import BuildSettings
 from storage.access import Action, Caller, Owned, require
 from storage.audit import AuditTrail, Event
@@ -180,6 +180,20 @@ class Builds:
         self._images.tell(row.image_id)
         self._changes.tell(TOPIC, row.id)
         return await self.show(caller, written, row.number)
+
+    async def give_up(self) -> None:
+        """Nothing builds here any more: what waits, or was cut off, has failed."""
+        reason = self._why_not or NO_REGISTRY
+        async with self._database.writing() as tx:
+            rows = (await tx.scalars(select(Build).where(Build.state.in_(OPEN)).with_for_update())).all()
+            for row in rows:
+                row.state, row.reason, row.finished = BuildState.FAILED, reason, self._clock()
+                await self._images.fail(tx, row.image_id, f"build {row.number}: {reason}")
+                facts = {"build": row.id, "number": row.number, "reason": reason}
+                await self._audit.add(tx, Event("build.failed", "failed", row.owner_name, row.title, detail=facts))
+        for row in rows:
+            self._images.tell(row.image_id)
+            self._changes.tell(TOPIC, row.id)
 
     async def follow(
         self,

@@ -245,6 +245,29 @@ async def test_a_house_without_a_builder_says_so(
         await builds.request(alice, "model", "v1", base="x", text="RUN a")
 
 
+async def test_what_waits_when_the_builder_is_gone_has_failed(yard: Yard, data_dir: Path, alice: Caller) -> None:
+    await yard.ask(alice, "RUN a")
+    builds = Builds(
+        yard.database, yard.audit, yard.changes, yard.images, BuildSettings(), data_dir, why_not=NO_BUILDER
+    )  # fmt: skip
+    await builds.give_up()
+    view = await builds.show(alice, "model")
+    assert (view.state, view.reason) == (BuildState.FAILED, NO_BUILDER)
+    assert view.finished is not None
+    image = await yard.images.show(alice, "model")
+    assert (image.state, image.reason) == (ImageState.FAILED, f"build 1: {NO_BUILDER}")
+
+
+async def test_a_log_that_cannot_be_written_is_a_reason(yard: Yard, alice: Caller) -> None:
+    """As on a full disk: it is not tried for ever, and the image does not stay as one that is being made."""
+    view = await yard.ask(alice, "RUN a")
+    yard.builds.log_path(view.id).mkdir(parents=True)
+    async with yard.running():
+        view = await yard.until(alice, BuildState.FAILED)
+    assert "cannot be written: Is a directory" in view.reason
+    assert (await yard.images.show(alice, "model")).state is ImageState.FAILED
+
+
 @pytest.mark.parametrize(
     ("hosts", "chosen", "url", "why"),
     [
