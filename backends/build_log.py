@@ -18,9 +18,10 @@ _LONGEST_LINE = 16 * 1024
 _TAIL = 64 * 1024
 """Of a log that is too long, so much of its end is kept: what went wrong stands there."""
 _PIECE = 256 * 1024
-_SGR = re.compile(r"\x1b\[[0-9;:]*m")
+_SGR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
+"""Longer ones are no colours: Python refuses to read numbers of thousands of digits, and so does who shows them."""
 _ESCAPE = re.compile(
-    r"(?P<sgr>\x1b\[[0-9;:]*m)"
+    rf"(?P<sgr>{_SGR.pattern})"
     r"|\x1b\[[0-?]*[ -/]*[@-~]?"  # CSI, also a broken one
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC
     r"|\x1b[ -/]*[0-~]?"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.text import Text
 
 from backends.build_log import LogWriter, clean_line, is_written, read_log
 from backends.builders.contract import Fair
@@ -38,12 +39,14 @@ def written(path: Path, *pieces: bytes, most: int = _MIB) -> bytes:
         ("\u202eabc\u2028", "abc"),
         ("\x1b[?25l50%\x1b[?25h", "50%"),
         ("\x1b[31", ""),
+        (f"a\x1b[{'1' * 5_000}mb", "ab"),
         ("\x1b", ""),
         ("\u4f60\u597d", "\u4f60\u597d"),
     ],
 )
 def test_colours_stay_and_everything_else_that_a_terminal_obeys_goes(line: str, clean: str) -> None:
     assert clean_line(line) == clean
+    assert Text.from_ansi(clean_line(line)).plain == Text.from_ansi(clean).plain
 
 
 @given(st.text("a\x1b[]m0;2JH\x07\\\x9bP\n\r\u202e\xe9", max_size=200), st.integers(1, 50))
