@@ -19,7 +19,7 @@ from backends.build_log import is_written, read_log, start_of_end
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.rules import check
 from backends.dockerfiles.source import Problem
-from backends.image_names import LATEST, parse_image
+from backends.image_names import LATEST, ImageName, parse_image
 from backends.images import NO_REGISTRY, Images
 from backends.settings import BuildSettings
 from storage.access import Action, Caller, Owned, require
@@ -30,7 +30,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.names import printable
-from storage.records import Build, BuildState, ImageKind
+from storage.records import Build, BuildState, ImageKind, Workspace
 
 TOPIC = "build"
 """A build was asked for, or its state is another one."""
@@ -160,11 +160,14 @@ class Builds:
         return [view_of(row) for row in rows]
 
     async def show(self, caller: Caller, written: str, number: int | None = None) -> BuildView:
-        """The build `number` of NAME[:TAG], or the newest one."""
+        """The build `number` of NAME[:TAG], or the newest one; of OWNER/NAME for administrators."""
         return view_of(await self._find(caller, Action.BUILD_SHOW, written, number))
 
     async def cancel(self, caller: Caller, written: str) -> BuildView:
-        """End the build of NAME[:TAG] that waits or runs; what it has started is stopped soon after."""
+        """End the build of NAME[:TAG] that waits or runs; what it has started is stopped soon after.
+
+        Administrators write OWNER/NAME[:TAG] for somebody else's.
+        """
         row = await self._find(caller, Action.BUILD_CANCEL, written, None)
         async with self._database.writing() as tx:
             changed = await tx.execute(
@@ -257,9 +260,10 @@ class Builds:
             else f"there is no build {number} of '{printable(written, limit=60)}'"
         )  # fmt: skip
         name = parse_image(written)
-        if name is None or name.owner:
+        if name is None:
             raise missing
-        query = _mine(caller).where(Build.name == name.name).order_by(Build.number.desc()).limit(1)
+        query = _of_others(caller, name) if name.owner else _mine(caller)
+        query = query.where(Build.name == name.name).order_by(Build.number.desc()).limit(1)
         if name.tag:
             query = query.where(Build.tag == name.tag)
         if number is not None:
@@ -268,7 +272,10 @@ class Builds:
             row = await tx.scalar(query)
         if row is None:
             raise missing
-        require(caller, action, Owned("build", row.title, row.owner_id, row.workspace_id))
+        try:
+            require(caller, action, Owned("build", row.title, row.owner_id, row.workspace_id))
+        except NotFound:
+            raise missing from None  # word for word the same
         return row
 
     async def _is_over(self, build_id: str) -> bool:
@@ -284,6 +291,12 @@ def _problems(text: str) -> Sequence[Problem]:
 
 def _mine(caller: Caller) -> Select[Build]:
     return select(Build).where(Build.workspace_id == caller.workspace_id, Build.owner_id == caller.user_id)
+
+
+def _of_others(caller: Caller, name: ImageName) -> Select[Build]:
+    workspace = name.workspace or caller.workspace
+    query = select(Build).join(Workspace, Workspace.id == Build.workspace_id)
+    return query.where(Workspace.name == workspace, Build.owner_name == name.owner)
 
 
 def view_of(row: Build) -> BuildView:

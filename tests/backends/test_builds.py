@@ -153,6 +153,20 @@ async def test_nobody_sees_anothers_builds(yard: Yard, alice: Caller, bob: Calle
         await yard.builds.show(alice, "model", 7)
 
 
+async def test_an_administrator_stops_a_build_by_its_owners_name(
+    yard: Yard, alice: Caller, bob: Caller, admin: Caller
+) -> None:
+    """To everybody else it is as if there were none."""
+    await yard.ask(alice, "RUN sleep 1000")
+    written = "alice/model:v1"
+    for forbidden in (yard.builds.show(bob, written), yard.builds.cancel(bob, written)):
+        with pytest.raises(NotFound, match=f"there is no build of '{written}'"):
+            await forbidden
+    assert (await yard.builds.show(admin, f"{alice.workspace}/{written}")).owner == "alice"
+    assert (await yard.builds.cancel(admin, written)).state is BuildState.CANCELLED
+    assert (await yard.images.show(alice, "model")).state is ImageState.FAILED
+
+
 async def test_cancelling_stops_it_and_the_former_image_stays(yard: Yard, alice: Caller) -> None:
     async with yard.running():
         await yard.ask(alice, "RUN echo one")
