@@ -18,9 +18,10 @@ _LONGEST_LINE = 16 * 1024
 _TAIL = 64 * 1024
 """Of a log that is too long, so much of its end is kept: what went wrong stands there."""
 _PIECE = 256 * 1024
-_SGR = re.compile(r"\x1b\[[0-9;:]*m")
+_SGR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
+"""Longer ones are no colours: Python refuses to read numbers of thousands of digits, and so does who shows them."""
 _ESCAPE = re.compile(
-    r"(?P<sgr>\x1b\[[0-9;:]*m)"
+    rf"(?P<sgr>{_SGR.pattern})"
     r"|\x1b\[[0-?]*[ -/]*[@-~]?"  # CSI, also a broken one
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC
     r"|\x1b[ -/]*[0-~]?"
@@ -66,7 +67,7 @@ class LogWriter:
             whole, newline, rest = whole + newline + rest[:_LONGEST_LINE], b"\n", rest[_LONGEST_LINE:]
         self._rest = rest
         if newline:
-            self._append(_cleaned(whole + newline))
+            self._append(whole + newline)
 
     def say(self, sentence: str, *, colour: str = "36") -> None:
         """A line of our own among those of the build."""
@@ -75,30 +76,41 @@ class LogWriter:
 
     def close(self) -> None:
         """No more comes: an unfinished line is finished, and the end of a log that was too long is added."""
+        try:
+            self._finish()
+        finally:
+            os.close(self._file)
+        self._told()
+
+    def _finish(self) -> None:
         self._flush()
         if self._left_out:
-            tail = self._tail[self._tail.find(b"\n") + 1 :] if len(self._tail) >= _TAIL else self._tail
-            missing = self._left_out - len(tail)
+            tail = _cleaned(self._tail)
+            begin = tail.find(b"\n") + 1 if len(self._tail) >= _TAIL else 0
+            missing = self._left_out - len(self._tail) + begin
             mark = (
                 f"\x1b[33m[{missing} bytes of the log are left out here: it was too long]{_RESET}\n" if missing else ""
             )
-            os.write(self._file, mark.encode() + tail)
-        os.close(self._file)
-        self._told()
+            os.write(self._file, mark.encode() + tail[begin:])
 
     def _flush(self) -> None:
         if self._rest:
             rest, self._rest = self._rest, b""
-            self._append(_cleaned(rest + b"\n"))
+            self._append(rest + b"\n")
 
     def _append(self, data: bytes) -> None:
-        if self._left_out or self._size + len(data) > self._most:
-            self._left_out += len(data)
-            self._tail = (self._tail + data)[-_TAIL:]
-            return
-        os.write(self._file, data)
-        self._size += len(data)
-        self._told()
+        """Whole lines as they came. Cleaning costs by far the most, so of what is left out only the end is cleaned, and
+        what is cleaned away counts as well: else a program that prints nothing else would be cleaned for ever."""
+        if not self._left_out:
+            clean = _cleaned(data)
+            size = max(len(data), len(clean))
+            if self._size + size <= self._most:
+                os.write(self._file, clean)
+                self._size += size
+                self._told()
+                return
+        self._left_out += len(data)
+        self._tail = (self._tail + data)[-_TAIL:]
 
 
 def _cleaned(data: bytes) -> bytes:

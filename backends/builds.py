@@ -19,8 +19,8 @@ from backends.build_log import is_written, read_log, start_of_end
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.rules import check
 from backends.dockerfiles.source import Problem
-from backends.image_names import LATEST, parse_image
-from backends.images import Images
+from backends.image_names import LATEST, ImageName, parse_image
+from backends.images import NO_REGISTRY, Images
 from backends.settings import BuildSettings
 from storage.access import Action, Caller, Owned, require
 from storage.audit import AuditTrail, Event
@@ -30,7 +30,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.names import printable
-from storage.records import Build, BuildState, ImageKind
+from storage.records import Build, BuildState, ImageKind, Workspace
 
 TOPIC = "build"
 """A build was asked for, or its state is another one."""
@@ -93,7 +93,7 @@ class LogPiece:
 
 
 class Builds:
-    """The builds of all workspaces. Their logs are files of `directory`."""
+    """The builds of all workspaces. Their logs are files of `directory`. `why_not`: nothing can be built, and why."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Builds:
         settings: BuildSettings,
         directory: Path,
         *,
-        is_possible: bool = True,
+        why_not: str = "",
         clock: Clock = now,
     ) -> None:
         self._database = database
@@ -113,19 +113,19 @@ class Builds:
         self._images = images
         self._settings = settings
         self._directory = directory
-        self._is_possible = is_possible
+        self._why_not = why_not
         self._clock = clock
 
-    def check(self, caller: Caller, text: str) -> Sequence[Problem]:
-        """Every reason why this cannot be built, with its place; nothing is kept."""
+    async def check(self, caller: Caller, text: str) -> Sequence[Problem]:
+        """The reasons why this cannot be built, with their places; nothing is kept."""
         require(caller, Action.BUILD_CHECK)
-        return check(parse(text))
+        return await asyncio.to_thread(_problems, text)
 
     async def request(self, caller: Caller, name: str, tag: str, *, base: str, text: str) -> BuildView:
         """Queue a build of `name:tag`. DockerfileRefused, BadInput, InUse, OverQuota, Conflict with the reason."""
         require(caller, Action.BUILD_REQUEST)
         self._require_builder()
-        if problems := check(parse(text)):
+        if problems := await asyncio.to_thread(_problems, text):
             raise DockerfileRefused(problems)
         async with self._database.writing() as tx:
             await self._hold(tx, caller)
@@ -160,11 +160,14 @@ class Builds:
         return [view_of(row) for row in rows]
 
     async def show(self, caller: Caller, written: str, number: int | None = None) -> BuildView:
-        """The build `number` of NAME[:TAG], or the newest one."""
+        """The build `number` of NAME[:TAG], or the newest one; of OWNER/NAME for administrators."""
         return view_of(await self._find(caller, Action.BUILD_SHOW, written, number))
 
     async def cancel(self, caller: Caller, written: str) -> BuildView:
-        """End the build of NAME[:TAG] that waits or runs; what it has started is stopped soon after."""
+        """End the build of NAME[:TAG] that waits or runs; what it has started is stopped soon after.
+
+        Administrators write OWNER/NAME[:TAG] for somebody else's.
+        """
         row = await self._find(caller, Action.BUILD_CANCEL, written, None)
         async with self._database.writing() as tx:
             changed = await tx.execute(
@@ -180,6 +183,20 @@ class Builds:
         self._images.tell(row.image_id)
         self._changes.tell(TOPIC, row.id)
         return await self.show(caller, written, row.number)
+
+    async def give_up(self) -> None:
+        """Nothing builds here any more: what waits, or was cut off, has failed."""
+        reason = self._why_not or NO_REGISTRY
+        async with self._database.writing() as tx:
+            rows = (await tx.scalars(select(Build).where(Build.state.in_(OPEN)).with_for_update())).all()
+            for row in rows:
+                row.state, row.reason, row.finished = BuildState.FAILED, reason, self._clock()
+                await self._images.fail(tx, row.image_id, f"build {row.number}: {reason}")
+                facts = {"build": row.id, "number": row.number, "reason": reason}
+                await self._audit.add(tx, Event("build.failed", "failed", row.owner_name, row.title, detail=facts))
+        for row in rows:
+            self._images.tell(row.image_id)
+            self._changes.tell(TOPIC, row.id)
 
     async def follow(
         self,
@@ -220,8 +237,8 @@ class Builds:
 
     # ---- steps -----------------------------------------------------------------------------------------------
     def _require_builder(self) -> None:
-        if not self._is_possible:
-            raise Unavailable("this house builds no images: an administrator can set backends.builds.builder")
+        if self._why_not:
+            raise Unavailable(self._why_not)
 
     async def _hold(self, tx: Transaction, caller: Caller) -> None:
         """OverQuota if the caller has too many builds open."""
@@ -243,9 +260,10 @@ class Builds:
             else f"there is no build {number} of '{printable(written, limit=60)}'"
         )  # fmt: skip
         name = parse_image(written)
-        if name is None or name.owner:
+        if name is None:
             raise missing
-        query = _mine(caller).where(Build.name == name.name).order_by(Build.number.desc()).limit(1)
+        query = _of_others(caller, name) if name.owner else _mine(caller)
+        query = query.where(Build.name == name.name).order_by(Build.number.desc()).limit(1)
         if name.tag:
             query = query.where(Build.tag == name.tag)
         if number is not None:
@@ -254,7 +272,10 @@ class Builds:
             row = await tx.scalar(query)
         if row is None:
             raise missing
-        require(caller, action, Owned("build", row.title, row.owner_id, row.workspace_id))
+        try:
+            require(caller, action, Owned("build", row.title, row.owner_id, row.workspace_id))
+        except NotFound:
+            raise missing from None  # word for word the same
         return row
 
     async def _is_over(self, build_id: str) -> bool:
@@ -263,8 +284,19 @@ class Builds:
         return state is None or state.is_over
 
 
+def _problems(text: str) -> Sequence[Problem]:
+    """In a thread: of a large text it takes a second."""
+    return check(parse(text))
+
+
 def _mine(caller: Caller) -> Select[Build]:
     return select(Build).where(Build.workspace_id == caller.workspace_id, Build.owner_id == caller.user_id)
+
+
+def _of_others(caller: Caller, name: ImageName) -> Select[Build]:
+    workspace = name.workspace or caller.workspace
+    query = select(Build).join(Workspace, Workspace.id == Build.workspace_id)
+    return query.where(Workspace.name == workspace, Build.owner_name == name.owner)
 
 
 def view_of(row: Build) -> BuildView:

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from backends.applications import Applications
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
-from backends.builders.registry import is_possible
+from backends.builders.registry import why_not
 from backends.builds import Builds
 from backends.compute.registry import computes_of
 from backends.environments import Environments
@@ -156,7 +156,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         stack.push_async_callback(files.close)
         builds = Builds(
             database, audit, changes, images, settings.backends.builds, data / "builds",
-            is_possible=is_possible(settings.backends),
+            why_not=why_not(settings.backends),
         )  # fmt: skip
         yield Services(
             database=database,

@@ -28,12 +28,12 @@ def auth_file(settings: RegistrySettings) -> str:
     return json.dumps({"auths": {urlsplit(settings.url).netloc: {"auth": basic(settings)}}})
 
 
-def engine_logins(settings: RegistrySettings) -> dict[str, dict[str, str]]:
-    """What the header `X-Registry-Config` of a build holds: the login of each registry, by host."""
-    if not settings.user:
-        return {}
-    login = {"username": settings.user, "password": settings.password.get_secret_value()}
-    return {urlsplit(settings.url).netloc: login}
+def is_ours(settings: RegistrySettings, reference: str) -> bool:
+    """Whether a base is an image that the house keeps: nobody can write such a reference, so the login may go with it.
+
+    Not by the host alone: other projects of the same registry are not ours.
+    """
+    return bool(settings.prefix) and reference.startswith(settings.prefix)
 
 
 def basic(settings: RegistrySettings) -> str:

@@ -464,7 +464,9 @@ class BuildSettings(Group):
     cache_days: Annotated[float, Field(gt=0)] = 14.0
     """Layers that were built longer ago than this are removed from the builder once a day, days."""
     isolation: Literal["chroot", "oci"] = "chroot"
-    """buildah: how steps are kept apart. `oci` needs a runtime (crun or runc) and cgroups that it knows."""
+    """buildah: how steps are kept apart. `chroot` takes from a step the rights to leave its folder (CAP_SYS_CHROOT,
+    CAP_MKNOD), but it is no container: one that gets out has the rights of the gateway's account. `oci` is one, and
+    needs a runtime (crun or runc) and cgroups that it knows."""
     storage: Literal["auto", "overlay", "vfs"] = "auto"
     """buildah: how layers are kept, in `builds/buildah` of the data directory, which must be on a local disk. `auto`:
     overlay where the kernel allows it, else vfs, which needs several times the space."""

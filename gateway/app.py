@@ -308,6 +308,8 @@ async def _running(
             backends.builds, registry,
         )  # fmt: skip
         loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
+    else:
+        loops.append(asyncio.create_task(services.builds.give_up(), name="end of builds that nothing builds"))
     if not store_is_there:
         loops.append(asyncio.create_task(_await_store(services), name="wait for the object store"))
     for task in loops:

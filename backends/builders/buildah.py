@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write
+from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write, refuse_triggers
 from backends.builders.process import require_programs, run
-from backends.registry_login import auth_file
+from backends.dockerfiles.recipes import Recipe
+from backends.registry_login import auth_file, is_ours
 from backends.settings import BuildSettings, RegistrySettings
 from storage.errors import Unavailable
 from storage.names import printable
@@ -29,6 +30,8 @@ from storage.names import printable
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"})
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 _TAIL = 4096
+_DROPPED = "CAP_SYS_CHROOT,CAP_MKNOD"
+"""Of the rights that steps have by default: with the first, root leaves a `chroot` by a second one inside."""
 
 
 class BuildahBuilder:
@@ -67,8 +70,9 @@ class BuildahBuilder:
     async def _build(self, order: Order, write: Write) -> str:
         steps, tail = Steps(), _Tail()
         with self._home() as home:
+            base = await self._base(home, order.recipe.base, write)
             context = home / "context"
-            _write_context(context, order)
+            _write_context(context, order.recipe.on(base))
 
             def see(data: bytes) -> None:
                 steps.see(data)
@@ -77,12 +81,34 @@ class BuildahBuilder:
 
             status = await self._run(
                 home, see, "build", "--isolation", self._settings.isolation, "--layers", "--format", "docker",
-                "--network", "host", *self._limits(), "--authfile", str(home / "auth.json"), "--iidfile",
+                "--network", "host", "--cap-drop", _DROPPED, *self._limits(), "--pull=never", "--iidfile",
                 str(home / "id"), "--tag", order.target, "--file", str(home / "Dockerfile"), str(context),
             )  # fmt: skip
             if status != 0:
                 raise StepFailed(tail.reason(status), steps.step)
             return (home / "id").read_text().strip()
+
+    async def _base(self, home: Path, base: str, write: Write) -> str:
+        """The id of the base, as its registry has it now.
+
+        Always fetched: what is here already would be found by the end of its name, whoever it belongs to.
+        """
+        tail = _Tail()
+
+        def see(data: bytes) -> None:
+            tail.see(data)
+            write(data)
+
+        login = "auth.json" if is_ours(self._registry, base) else "no-auth.json"
+        status = await self._run(
+            home, see, "pull", "--policy", "always", "--authfile", str(home / login), f"docker://{base}"
+        )
+        if status != 0:
+            raise StepFailed(f"there is no base '{printable(base, limit=200)}' ({tail.reason(status)})", 1)
+        found = tail.last_line
+        facts = json.loads(await self._must(home, "inspect", "--type", "image", found))
+        refuse_triggers(facts["Docker"]["config"].get("OnBuild"))
+        return found
 
     async def push(self, order: Order, image: str, write: Write) -> str:
         tail = _Tail()
@@ -141,6 +167,7 @@ class BuildahBuilder:
         (settings / "policy.json").write_text(json.dumps(_POLICY))
         if self._registry.ca_file:
             shutil.copyfile(self._registry.ca_file, certificates / "ca.crt")
+        (home / "no-auth.json").write_text('{"auths": {}}')
         descriptor = os.open(home / "auth.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(auth_file(self._registry))
@@ -196,9 +223,13 @@ class _Tail:
     def see(self, data: bytes) -> None:
         self._data = (self._data + data)[-_TAIL:]
 
+    @property
+    def last_line(self) -> str:
+        return _last_line(self._data)
+
     def reason(self, status: int) -> str:
         """Its last line without what buildah puts in front of it."""
-        said = _last_line(self._data)
+        said = self.last_line
         _, _, behind = said.rpartition('": ')
         return printable(behind or said.removeprefix("Error: "), limit=500) or f"exit status {status}"
 
@@ -208,11 +239,11 @@ def _last_line(data: bytes) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _write_context(context: Path, order: Order) -> None:
+def _write_context(context: Path, recipe: Recipe) -> None:
     """Files get one time, or no COPY would come from the cache."""
     context.mkdir()
-    (context.parent / "Dockerfile").write_text(order.recipe.text)
-    for path, data in order.recipe.files.items():
+    (context.parent / "Dockerfile").write_text(recipe.text)
+    for path, data in recipe.files.items():
         target = context / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
@@ -225,7 +256,7 @@ def _environment(home: Path) -> Mapping[str, str]:
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "HOME": str(home), "LC_ALL": "C.UTF-8",
         "TMPDIR": str(home / "tmp"), "CONTAINERS_CONF": str(home / "containers.conf"),
         "CONTAINERS_REGISTRIES_CONF": str(home / "registries.conf"), "BUILDAH_ISOLATION": "chroot",
-        "XDG_RUNTIME_DIR": str(home / "tmp"), "REGISTRY_AUTH_FILE": str(home / "auth.json"),
+        "XDG_RUNTIME_DIR": str(home / "tmp"), "REGISTRY_AUTH_FILE": str(home / "no-auth.json"),
     }  # fmt: skip
 
 

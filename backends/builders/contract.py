@@ -6,8 +6,10 @@ ends a build by cancelling the call. Foreign errors become `storage.errors`, cha
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,7 @@ LABEL = "ashore.built"
 """Every layer that was made here has it; by it old ones are found and removed."""
 Write = Callable[[bytes], None]
 """Takes output as it comes, in pieces of any size; never waits."""
+_BUSY_SECONDS = 0.01
 _STEP = re.compile(r"step (\d{1,4})/(\d{1,4}) ?: ", re.IGNORECASE)
 
 
@@ -40,6 +43,12 @@ class StepFailed(AshoreError):
         self.step = step
 
 
+def refuse_triggers(on_build: Sequence[str] | None) -> None:
+    """StepFailed if a base says ONBUILD: that would run in this build, and no rule for Dockerfiles has seen it."""
+    if on_build:
+        raise StepFailed("this base has ONBUILD instructions, and such a base cannot be used here", 1)
+
+
 class Builder(Protocol):
     """One program that builds. Make it inside a running event loop; `close` it at the end."""
 
@@ -53,6 +62,9 @@ class Builder(Protocol):
     async def build(self, order: Order, write: Write) -> str:
         """Make the image and return its local id. StepFailed: the recipe did not work out; Unavailable: the builder
         does not.
+
+        The base is fetched and looked at first, and what was seen is what is built on: none with ONBUILD. The login of
+        our registry goes with it only if it is kept there as an image of ours.
 
         Cancelling the call ends the build: when it returns, nothing of it runs, and no container of it is there. After
         a crash of our process nothing runs on for long either, and calling it again with the same order is right: what
@@ -70,6 +82,22 @@ class Builder(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Fair:
+    """Writes, and leaves two thirds of the time to everybody else in the process, however much a build prints."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._busy = 0.0
+
+    async def write(self, data: bytes) -> None:
+        began = time.monotonic()
+        self._write(data)
+        self._busy += time.monotonic() - began
+        if self._busy > _BUSY_SECONDS:
+            busy, self._busy = self._busy, 0.0
+            await asyncio.sleep(2 * busy)
 
 
 class Steps:

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write
+from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
-from backends.registry_login import engine_auth, engine_logins
+from backends.registry_login import engine_auth, is_ours
 from backends.settings import BuildSettings, DockerHostSettings, RegistrySettings
-from storage.errors import Unavailable
+from storage.errors import BadInput, Unavailable
 from storage.names import printable
 
 _MIB = 1024 * 1024
@@ -37,23 +37,42 @@ class DockerBuilder:
         self._registry = registry
         self._settings = settings
 
+    @property
+    def is_here(self) -> bool:
+        """Its engine is on the gateway's own machine."""
+        return self._engine.line.is_here
+
     async def recover(self) -> None:
         """Nothing is left: see above."""
 
     async def build(self, order: Order, write: Write) -> str:
         steps, image = Steps(), ""
-        events = self._engine.build(_context(order.recipe), self._parameters(order), engine_logins(self._registry))
+        recipe = order.recipe.on(await self._base(order.recipe.base, write))
+        events = self._engine.build(_context(recipe), self._parameters(order))
+        fair = Fair(write)
         async with aclosing(events):
             async for event in events:
                 if (failure := event.get("errorDetail")) is not None or "error" in event:
                     raise StepFailed(_failure(failure or {"message": event["error"]}), steps.step)
                 if line := _line(event):
                     steps.see(line)
-                    write(line)
+                    await fair.write(line)
                 image = (event.get("aux") or {}).get("ID") or image
         if not image:
             raise Unavailable("the Docker engine ended the build without an image")
         return image
+
+    async def _base(self, base: str, write: Write) -> str:
+        """The id of the base, fetched if it is not here."""
+        auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
+        try:
+            if await self._engine.known_image(base) is None:
+                write(f"pulling {base}\n".encode())
+            image = await self._engine.image(base, lambda _: None, auth=auth)
+        except BadInput as error:
+            raise StepFailed(error.message, 1) from error
+        refuse_triggers((image.get("Config") or {}).get("OnBuild"))
+        return str(image["Id"])
 
     async def push(self, order: Order, image: str, write: Write) -> str:
         repository, _, tag = order.target.rpartition(":")

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 
+from backends.builders.contract import Fair
 from storage.errors import Unavailable
 
 _PIECE = 64 * 1024
@@ -48,9 +49,10 @@ async def run(argv: Sequence[str], environment: Mapping[str, str], write: Callab
         stderr=asyncio.subprocess.STDOUT, env=environment, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
+    fair = Fair(write)
     try:
         while piece := await process.stdout.read(_PIECE):
-            write(piece)
+            await fair.write(piece)
         return await process.wait()
     finally:
         if process.returncode is None:

@@ -8,19 +8,31 @@ from pathlib import Path
 from backends.builders.buildah import BuildahBuilder
 from backends.builders.contract import Builder
 from backends.builders.docker import DockerBuilder
+from backends.compute.docker.hosts import line_to
 from backends.settings import HERE, BackendSettings, DockerHostSettings
 
+NO_BUILDER = "this house builds no images: an administrator can set backends.builds.builder"
+ELSEWHERE = (
+    "this house builds on another machine, which does not reach the gateway's own registry: an administrator can set "
+    "backends.registry.url"
+)
 
-def is_possible(settings: BackendSettings) -> bool:
-    """Whether the settings name a builder at all; whether it answers is another matter."""
-    return bool(_kind(settings))
+
+def why_not(settings: BackendSettings) -> str:
+    """Why the settings allow no builds at all; empty if they do. Whether the builder answers is another matter."""
+    match _kind(settings):
+        case "":
+            return NO_BUILDER
+        case "docker" if _host(settings) is None:
+            return ELSEWHERE
+    return ""
 
 
 def builder_of(settings: BackendSettings, data: Path) -> Builder | None:
     """The builder of the settings, in a process that builds; None if nothing is built here."""
     match _kind(settings):
-        case "docker":
-            return DockerBuilder(_host(settings), settings.registry, settings.builds)
+        case "docker" if (host := _host(settings)) is not None:
+            return DockerBuilder(host, settings.registry, settings.builds)
         case "buildah":
             return BuildahBuilder(data / "builds" / "buildah", settings.registry, settings.builds)
     return None
@@ -39,6 +51,9 @@ def _kind(settings: BackendSettings) -> str:
     return "docker"
 
 
-def _host(settings: BackendSettings) -> DockerHostSettings:
+def _host(settings: BackendSettings) -> DockerHostSettings | None:
+    """None if no host that may build reaches the registry: another machine's own address is not ours, and whoever
+    listens on it there would get the password."""
     hosts = settings.docker.hosts or {HERE: DockerHostSettings(url=f"unix://{settings.docker.socket}")}
-    return hosts[settings.builds.host] if settings.builds.host else next(iter(hosts.values()))
+    able = [hosts[settings.builds.host]] if settings.builds.host else hosts.values()
+    return next((one for one in able if line_to(one).is_here or not settings.registry.is_here), None)

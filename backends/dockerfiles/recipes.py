@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.dockerfiles.source import Dockerfile, Heredoc, Instruction
 from backends.dockerfiles.words import split_words
@@ -30,6 +30,12 @@ class Recipe:
     text: str
     files: Mapping[str, bytes]
     lines: Sequence[int]
+    base: str
+    """What stands behind FROM."""
+
+    def on(self, base: str) -> Recipe:
+        """The same on another base: that which a builder found behind the name."""
+        return replace(self, text=self.text.replace(f"FROM {self.base}\n", f"FROM {base}\n", 1), base=base)
 
 
 def recipe(found: Dockerfile, base: str, labels: Mapping[str, str] | None = None) -> Recipe:
@@ -45,7 +51,7 @@ def recipe(found: Dockerfile, base: str, labels: Mapping[str, str] | None = None
         for line in writer.written(one):
             writer.add(line, one.line)
     head = [] if found.escape == "\\" else [f"# escape={found.escape}"]
-    return Recipe("\n".join([*head, *writer.steps, ""]), writer.files, writer.lines)
+    return Recipe("\n".join([*head, *writer.steps, ""]), writer.files, writer.lines, base)
 
 
 class _Writer:

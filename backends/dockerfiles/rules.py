@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
+from backends.dockerfiles.reading import MOST_PROBLEMS
 from backends.dockerfiles.source import Dockerfile, Heredoc, Instruction, Problem, Word
 from backends.dockerfiles.words import split_words
 from storage.names import printable
@@ -47,11 +49,12 @@ _DURATION = re.compile(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+|0")
 
 
 def check(found: Dockerfile) -> Sequence[Problem]:
-    """Every reason why this cannot be built here, in the order of the text; empty: it can be tried."""
-    problems = list(found.problems)
-    for one in found.instructions:
-        problems += _check(one, found.escape)
-    return sorted(set(problems))
+    """The reasons why this cannot be built here, in the order of the text; empty: it can be tried.
+
+    Of more than `MOST_PROBLEMS` some are left out.
+    """
+    ruled = (problem for one in found.instructions for problem in _check(one, found.escape))
+    return sorted({*found.problems, *islice(ruled, MOST_PROBLEMS)})[:MOST_PROBLEMS]
 
 
 def _check(one: Instruction, escape: str) -> Iterator[Problem]:
@@ -80,7 +83,9 @@ def _check_flags(one: Instruction) -> Iterator[Problem]:
     seen: set[str] = set()
     for flag in one.flags:
         name, _, value = flag.value[2:].partition("=")
-        if (sentence := _REFUSED_FLAGS.get((one.keyword, name))) is not None:
+        if flag.value == "--":
+            yield one.problem("a bare -- is not allowed: what stands behind it could be taken for flags", flag.offset)
+        elif (sentence := _REFUSED_FLAGS.get((one.keyword, name))) is not None:
             yield one.problem(sentence, flag.offset)
         elif name not in _FLAGS.get(one.keyword, ()):
             yield one.problem(f"{one.keyword} has no flag --{printable(name, limit=40)} here", flag.offset)
@@ -107,6 +112,8 @@ def _anything(one: Instruction, escape: str) -> Iterator[Problem]:
 def _run(one: Instruction, escape: str) -> Iterator[Problem]:
     if one.words is not None and not any(one.words):
         yield one.problem("RUN needs a command", one.rest.offset)
+    if one.words is None and one.rest.value.startswith("--"):
+        yield one.problem("a command may not begin with --: it would be taken for a flag", one.rest.offset)
 
 
 def _copy(one: Instruction, escape: str) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ class Text:
 
     def place(self, offset: int) -> tuple[int, int]:
         """Line and column of the character at `offset`."""
-        found = bisect.bisect_right([piece.offset for piece in self.pieces], offset) - 1
+        found = bisect.bisect_right(self.pieces, offset, key=lambda piece: piece.offset) - 1
         piece = self.pieces[max(0, found)]
         return piece.line, piece.column + max(0, offset - piece.offset)
 

@@ -22,7 +22,8 @@ class NotStrings(ValueError):
 def take_flags(line: str, start: int, escape: str) -> tuple[Sequence[Word], int]:
     """The leading words that begin with `--`, without their quotes, and where the rest of the line begins.
 
-    A bare `--` ends them and is dropped, as in moby's `extractBuilderFlags`.
+    A bare `--` ends them, as in moby's `extractBuilderFlags`; here it is the last of them, so that a rule can
+    refuse it.
     """
     flags: list[Word] = []
     position = start
@@ -32,10 +33,10 @@ def take_flags(line: str, start: int, escape: str) -> tuple[Sequence[Word], int]
         if not line.startswith("--", position):
             return flags, position
         word, end = _unquoted(line, position, escape)
-        if word == "--":
-            return flags, end
         flags.append(Word(word, position))
         position = end
+        if word == "--":
+            return flags, position
 
 
 def _unquoted(line: str, start: int, escape: str) -> tuple[str, int]:

@@ -29,7 +29,7 @@ from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.errors import AshoreError, TimedOut
+from storage.errors import AshoreError, TimedOut, Unavailable
 from storage.records import Build, BuildState
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class BuildReconciler:
         """Until cancelled; what is being built then is stopped, and begun anew by the next process."""
         try:
             await self._builder.recover()
-        except AshoreError as error:
-            log.warning("what builds before this start have left is not cleared away: %s", error.message)
+        except (AshoreError, OSError) as error:
+            log.warning("what builds before this start have left is not cleared away: %s", error)
         try:
             await self._loop.run()
         finally:
@@ -104,8 +104,16 @@ class BuildReconciler:
         await self._prune()
 
     async def _make(self, row: Build) -> None:
+        made = await asyncio.to_thread(_recipe, row)
+        try:
+            failure = await self._logged(row, made)
+        except OSError as error:  # a full disk: tried again and again, it would be fuller
+            failure = Unavailable(f"what the build needs on the gateway's disk cannot be written: {_words(error)}")
+        if failure is not None:
+            await self._fail(row, failure, made)
+
+    async def _logged(self, row: Build, made: Recipe) -> AshoreError | None:
         most = self._settings.log_mib * _MIB
-        made = recipe(parse(row.dockerfile), row.reference, {LABEL: "1"})
         hints = _Hints(self._changes, row.id)
         with LogWriter(self._builds.log_path(row.id), most=most, told=hints.tell) as writer:
             if row.attempts > 1:
@@ -116,8 +124,7 @@ class BuildReconciler:
                 failure = await self._tried(row, made, writer)
             if failure is not None:
                 writer.say(_sentence(failure, made), colour="31")
-        if failure is not None:
-            await self._fail(row, failure, made)
+        return failure
 
     async def _tried(self, row: Build, made: Recipe, writer: LogWriter) -> AshoreError | None:
         try:
@@ -268,6 +275,16 @@ class BuildReconciler:
             self._pruned = time.monotonic()
             removed = await self._builder.prune(days=self._settings.cache_days)
         log.info("%s old layers removed from the builder", removed)
+
+
+def _words(error: OSError) -> str:
+    """Without the path, which is nobody's business."""
+    return error.strerror or type(error).__name__
+
+
+def _recipe(row: Build) -> Recipe:
+    """In a thread: of a large text it takes a second."""
+    return recipe(parse(row.dockerfile), row.reference, {LABEL: "1"})
 
 
 def facts_of(digest: str, manifest: Mapping[str, object], config: Mapping[str, object]) -> ImageFacts:

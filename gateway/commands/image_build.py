@@ -51,7 +51,7 @@ async def _build(context: Context, options: argparse.Namespace) -> int | None:
 
 async def _check(context: Context, options: argparse.Namespace) -> int | None:
     try:
-        problems = context.services.builds.check(context.caller, await _text(context))
+        problems = await context.services.builds.check(context.caller, await _text(context))
     except BadInput as error:
         if not options.json:
             raise
@@ -185,5 +185,7 @@ VERBS = (
          examples=("image log tools -f", "image log tools:v2 --build 3")),
     Verb("history", "list your builds, the newest first", _history, _history_arguments,
          examples=("image history tools", "image history --json")),
-    Verb("cancel", "stop a build that waits or runs", _cancel, _name, examples=("image cancel tools:v2",)),
+    Verb("cancel", "stop a build that waits or runs", _cancel, _name,
+         about="Administrators write OWNER/NAME[:TAG] for somebody else's, also with 'image log'.",
+         examples=("image cancel tools:v2",)),
 )  # fmt: skip

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.text import Text
 
 from backends.build_log import LogWriter, clean_line, is_written, read_log
+from backends.builders.contract import Fair
 
 _MIB = 1024 * 1024
 
@@ -36,12 +39,14 @@ def written(path: Path, *pieces: bytes, most: int = _MIB) -> bytes:
         ("\u202eabc\u2028", "abc"),
         ("\x1b[?25l50%\x1b[?25h", "50%"),
         ("\x1b[31", ""),
+        (f"a\x1b[{'1' * 5_000}mb", "ab"),
         ("\x1b", ""),
         ("\u4f60\u597d", "\u4f60\u597d"),
     ],
 )
 def test_colours_stay_and_everything_else_that_a_terminal_obeys_goes(line: str, clean: str) -> None:
     assert clean_line(line) == clean
+    assert Text.from_ansi(clean_line(line)).plain == Text.from_ansi(clean).plain
 
 
 @given(st.text("a\x1b[]m0;2JH\x07\\\x9bP\n\r\u202e\xe9", max_size=200), st.integers(1, 50))
@@ -80,6 +85,40 @@ def test_of_a_log_that_is_too_long_the_middle_is_left_out(tmp_path: Path) -> Non
 
 def test_an_end_that_fits_is_added_without_a_mark(tmp_path: Path) -> None:
     assert written(tmp_path / "log", b"a" * 99 + b"\n", b"last\n", most=100) == b"a" * 99 + b"\nlast\n"
+
+
+def test_what_is_left_out_costs_little_and_its_end_is_clean(tmp_path: Path) -> None:
+    """Cleaning is what costs, and it happens in the loop that serves everybody."""
+    piece = b"\x1b[2Ja\x07" * 8_000 + b"\n"
+    with LogWriter(tmp_path / "log", most=16 * len(piece), told=lambda: None) as writer:
+        before = time.process_time()
+        for _ in range(16):
+            writer.write(piece)
+        cleaning = time.process_time() - before
+        before = time.process_time()
+        for _ in range(16 * 8):
+            writer.write(piece)
+        writer.write(b"the \x1b]0;title\x07end\n")
+        assert time.process_time() - before < cleaning
+    log = b"".join(read_log(tmp_path / "log", 0))
+    assert log.endswith(b"\nthe end\n")
+    assert b"bytes of the log are left out here" in log
+    assert not set(log) & {0x07}
+
+
+def test_what_is_cleaned_away_fills_a_log_too(tmp_path: Path) -> None:
+    log = written(tmp_path / "log", *[b"\0" * 9_999 + b"\n"] * 100, b"last\n", most=100_000)
+    assert b"bytes of the log are left out here" in log
+    assert log.endswith(b"last\n")
+
+
+async def test_who_prints_without_end_leaves_time_to_others() -> None:
+    """Twice as long as the writing took, at least."""
+    fair = Fair(lambda _: time.sleep(0.02))
+    began = time.monotonic()
+    for _ in range(10):
+        await fair.write(b"")
+    assert time.monotonic() - began > 10 * 0.02 * 2.9
 
 
 def test_who_writes_is_known_to_other_processes_and_forgotten_when_it_dies(tmp_path: Path) -> None:

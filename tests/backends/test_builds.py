@@ -13,11 +13,13 @@ from sqlalchemy import select, update
 
 from backends.build_log import LogWriter
 from backends.builders.contract import Order, Write
+from backends.builders.docker import DockerBuilder
 from backends.builders.memory import MemoryBuilder, MemoryEngine
+from backends.builders.registry import ELSEWHERE, NO_BUILDER, builder_of, why_not
 from backends.builds import LOG_TOPIC, Builds, BuildView, DockerfileRefused
 from backends.images import Images
 from backends.reconcilers.builds import BuildReconciler, facts_of
-from backends.settings import BuildSettings, RegistrySettings
+from backends.settings import BackendSettings, BuildSettings, DockerHostSettings, DockerSettings, RegistrySettings
 from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -25,6 +27,8 @@ from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
 from storage.records import AuditEvent, Build, BuildState, ImageState
 
+FAR = DockerHostSettings(url="tcp://10.9.8.7:2375", insecure=True)
+NEAR = DockerHostSettings(url="unix:///var/run/docker.sock")
 REGISTRY = RegistrySettings(url="http://127.0.0.1:5999")
 _GENEROUS = 60.0
 
@@ -118,7 +122,7 @@ async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Cal
     with pytest.raises(DockerfileRefused, match="line 1, column 1: USER is not allowed") as refused:
         await yard.ask(alice, "USER root\nADD http://x /y")
     assert [problem.line for problem in refused.value.problems] == [1, 2]
-    assert [problem.line for problem in yard.builds.check(alice, "RUN a\nFROM b")] == [2]
+    assert [problem.line for problem in await yard.builds.check(alice, "RUN a\nFROM b")] == [2]
     with pytest.raises(BadInput):
         await yard.ask(alice, "RUN a", name="../x")
     with pytest.raises(BadInput, match="is in the registry of this house"):
@@ -147,6 +151,20 @@ async def test_nobody_sees_anothers_builds(yard: Yard, alice: Caller, bob: Calle
         assert await yard.builds.list(stranger) == []
     with pytest.raises(NotFound, match="there is no build 7"):
         await yard.builds.show(alice, "model", 7)
+
+
+async def test_an_administrator_stops_a_build_by_its_owners_name(
+    yard: Yard, alice: Caller, bob: Caller, admin: Caller
+) -> None:
+    """To everybody else it is as if there were none."""
+    await yard.ask(alice, "RUN sleep 1000")
+    written = "alice/model:v1"
+    for forbidden in (yard.builds.show(bob, written), yard.builds.cancel(bob, written)):
+        with pytest.raises(NotFound, match=f"there is no build of '{written}'"):
+            await forbidden
+    assert (await yard.builds.show(admin, f"{alice.workspace}/{written}")).owner == "alice"
+    assert (await yard.builds.cancel(admin, written)).state is BuildState.CANCELLED
+    assert (await yard.images.show(alice, "model")).state is ImageState.FAILED
 
 
 async def test_cancelling_stops_it_and_the_former_image_stays(yard: Yard, alice: Caller) -> None:
@@ -236,9 +254,58 @@ async def test_a_house_without_a_builder_says_so(
     database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, alice: Caller
 ) -> None:
     images = Images(database, audit, changes, REGISTRY)
-    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, is_possible=False)
+    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, why_not=NO_BUILDER)
     with pytest.raises(Unavailable, match="this house builds no images"):
         await builds.request(alice, "model", "v1", base="x", text="RUN a")
+
+
+async def test_what_waits_when_the_builder_is_gone_has_failed(yard: Yard, data_dir: Path, alice: Caller) -> None:
+    await yard.ask(alice, "RUN a")
+    builds = Builds(
+        yard.database, yard.audit, yard.changes, yard.images, BuildSettings(), data_dir, why_not=NO_BUILDER
+    )  # fmt: skip
+    await builds.give_up()
+    view = await builds.show(alice, "model")
+    assert (view.state, view.reason) == (BuildState.FAILED, NO_BUILDER)
+    assert view.finished is not None
+    image = await yard.images.show(alice, "model")
+    assert (image.state, image.reason) == (ImageState.FAILED, f"build 1: {NO_BUILDER}")
+
+
+async def test_a_log_that_cannot_be_written_is_a_reason(yard: Yard, alice: Caller) -> None:
+    """As on a full disk: it is not tried for ever, and the image does not stay as one that is being made."""
+    view = await yard.ask(alice, "RUN a")
+    yard.builds.log_path(view.id).mkdir(parents=True)
+    async with yard.running():
+        view = await yard.until(alice, BuildState.FAILED)
+    assert "cannot be written: Is a directory" in view.reason
+    assert (await yard.images.show(alice, "model")).state is ImageState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("hosts", "chosen", "url", "why"),
+    [
+        ({"far": FAR}, "", "http://127.0.0.1:5999", ELSEWHERE),
+        ({"far": FAR, "near": NEAR}, "far", "http://127.0.0.1:5999", ELSEWHERE),
+        ({"far": FAR, "near": NEAR}, "", "http://127.0.0.1:5999", ""),
+        ({"far": FAR}, "", "https://registry.example", ""),
+        ({}, "", "http://127.0.0.1:5999", ""),
+    ],
+)
+async def test_another_machine_does_not_build_for_a_registry_that_is_here(
+    hosts: dict[str, DockerHostSettings], chosen: str, url: str, why: str, tmp_path: Path
+) -> None:
+    """It would push to its own 127.0.0.1, and give the password to whoever listens there."""
+    settings = BackendSettings(
+        docker=DockerSettings(hosts=hosts), builds=BuildSettings(builder="docker", host=chosen),
+        registry=RegistrySettings(url=url),
+    )  # fmt: skip
+    assert why_not(settings) == why
+    builder = builder_of(settings, tmp_path)
+    assert (builder is None) == bool(why)
+    if isinstance(builder, DockerBuilder):
+        assert builder.is_here or url.startswith("https:")
+        await builder.close()
 
 
 async def test_old_builds_are_forgotten_with_their_logs(yard: Yard, alice: Caller) -> None:

@@ -214,6 +214,50 @@ async def test_a_base_that_nobody_has_is_a_failure(bench: Workbench) -> None:
     assert registries.PASSWORD not in failure.value.message
 
 
+@pytest.fixture(scope="session")
+def triggering_base(registry: RegistrySettings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base in the registry that says ONBUILD."""
+    name = "triggering:v1"
+    text = f"FROM {IMAGE}\nONBUILD RUN echo the trigger ran\n"
+    subprocess.run(["docker", "build", "-t", name, "-"], input=text.encode(), check=True, capture_output=True)
+    try:
+        return registries.push_base(registry, tmp_path_factory.mktemp("triggering"), name)
+    finally:
+        subprocess.run(["docker", "rmi", name], check=True, capture_output=True)
+
+
+async def test_a_base_that_says_onbuild_is_refused(bench: Workbench, triggering_base: str) -> None:
+    """What it says would run in the build, and no rule for Dockerfiles has seen it."""
+    if not bench.runs:
+        return  # it has no bases
+    log = Log()
+    made = recipe(parse("RUN echo not this either"), triggering_base, {LABEL: "1"})
+    try:
+        with pytest.raises(StepFailed, match="has ONBUILD instructions") as failure:
+            await bench.builder.build(Order("0" * 16, made, f"{bench.registry.prefix}tests/none:v1"), log)
+    finally:
+        subprocess.run(["docker", "rmi", triggering_base], check=False, capture_output=True)
+    assert failure.value.step == 1
+    assert "the trigger ran" not in log.text
+    assert not bench.leftovers()
+
+
+async def test_our_login_does_not_go_with_a_base_that_is_not_ours(bench: Workbench, base: str) -> None:
+    """It stands in another project of the same registry, which nobody may read but us."""
+    if not bench.runs:
+        return  # it has no bases
+    builder = bench.make(bench.registry.model_copy(update={"project": "house"}))
+    made = recipe(parse("RUN echo copied"), base, {LABEL: "1"})
+    log = Log()
+    try:
+        with pytest.raises(StepFailed) as failure:
+            await builder.build(Order("0" * 16, made, f"{bench.registry.prefix}tests/none:v1"), log)
+    finally:
+        await builder.close()
+    assert failure.value.step == 1
+    assert "copied" not in log.text
+
+
 async def test_the_second_build_takes_layers_from_the_cache(bench: Workbench) -> None:
     text = f"RUN echo {secrets.token_hex(8)}\nCOPY <<a /a\n1\na\nRUN echo second"
     first, second = Log(), Log()
@@ -271,6 +315,25 @@ async def test_old_layers_are_pruned_by_their_label(bench: Workbench) -> None:
     fresh = Log()
     await bench.builder.build(order, fresh)
     assert "using cache" not in fresh.text.lower()
+
+
+async def test_steps_of_buildah_cannot_leave_their_chroot(
+    registry: RegistrySettings, base: str, buildah_folder: Path
+) -> None:
+    """Root that may chroot again gets out of a `chroot`, to the account of the gateway. Installing things still works:
+    it needs other rights."""
+    builder = BuildahBuilder(buildah_folder, registry, BuildSettings())
+    text = (
+        "RUN chroot / true; echo chroot ended with $?; mknod /n c 1 3; echo mknod ended with $?\n"
+        "RUN useradd -m someone && chown someone /opt && su someone -c 'touch /opt/file' && echo still useful"
+    )
+    log = Log()
+    await builder.build(
+        Order("0" * 16, recipe(parse(text), base, {LABEL: "1"}), f"{registry.prefix}tests/caps:v1"), log
+    )
+    assert re.search("^chroot ended with [1-9]", log.text, re.MULTILINE)
+    assert re.search("^mknod ended with [1-9]", log.text, re.MULTILINE)
+    assert "\nstill useful" in log.text
 
 
 async def test_layers_can_be_kept_where_the_kernel_gives_no_overlay(

@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
+from textual.timer import Timer
 from textual.widgets import Input, Label, TextArea
 
 from backends.builds import BuildView, DockerfileRefused
@@ -54,6 +55,7 @@ class EditBuildScreen(Page):
         self._before = before
         self._problems: list[Problem] = []
         self._is_asking = False
+        self._pause: Timer | None = None
 
     def compose_body(self) -> ComposeResult:
         t, before = self.texts, self._before
@@ -73,17 +75,21 @@ class EditBuildScreen(Page):
 
     def on_mount(self) -> None:
         self.query_one("#name").focus()
-        self._check()
+        self._look()
 
     @on(TextArea.Changed)
     def _changed(self, event: TextArea.Changed) -> None:
         event.stop()
-        self.set_timer(_CHECK_SECONDS, self._check)
+        if self._pause is not None:
+            self._pause.stop()
+        self._pause = self.set_timer(_CHECK_SECONDS, self._look)
 
-    def _check(self) -> None:
-        """Cheap enough for every pause in typing: a text has 256 KiB at most."""
+    def _look(self) -> None:
+        self.run_worker(self._check(), name="check", group="check", exclusive=True)
+
+    async def _check(self) -> None:
         try:
-            problems = self.desk.services.builds.check(self.desk.caller, self.query_one(TextArea).text)
+            problems = await self.desk.services.builds.check(self.desk.caller, self.query_one(TextArea).text)
         except AshoreError as error:
             self.trouble(error)
             return
@@ -121,7 +127,7 @@ class EditBuildScreen(Page):
                 self.desk.caller, name, tag or LATEST, base=base, text=self.query_one(TextArea).text
             )
         except DockerfileRefused:
-            self._check()
+            await self._check()
             self.action_jump()
             self.post_message(self.Trouble(self.texts("This cannot be built yet: see below the text.")))
         except AshoreError as error:

@@ -108,14 +108,12 @@ class Engine:
             said = printable(error.message, limit=200)
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
-    async def build(
-        self, context: bytes, parameters: Mapping[str, str], registries: JSON
-    ) -> AsyncGenerator[Mapping[str, Any]]:
-        """What the classic builder says, as it says it; closing this ends the build. `registries`: logins by host.
+    async def build(self, context: bytes, parameters: Mapping[str, str]) -> AsyncGenerator[Mapping[str, Any]]:
+        """What the classic builder says, as it says it; closing this ends the build. No login goes with it.
 
-        Not through aiodocker's own call, which knows neither limits nor logins.
+        Not through aiodocker's own call, which knows no limits.
         """
-        headers = {"Content-Type": "application/x-tar", "X-Registry-Config": _header(registries)}
+        headers = {"Content-Type": "application/x-tar"}
         async for event in self._events("build", parameters, headers, context):
             yield event
 

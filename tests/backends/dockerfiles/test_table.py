@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from backends.dockerfiles.reading import LARGEST, LONGEST, decode, parse
+from backends.dockerfiles.reading import LARGEST, LONGEST, MOST_PROBLEMS, decode, parse
 from backends.dockerfiles.recipes import recipe
 from backends.dockerfiles.rules import check
 from storage.errors import BadInput
@@ -139,6 +141,14 @@ BAD = {
     "RUN on the host's network": ("RUN --network=host a", ["1:5 RUN --network is not offered"]),
     "RUN with an unknown flag": ("RUN --fast a", ["1:5 RUN has no flag --fast"]),
     "RUN with an escaped flag": ("RUN --mo\\unt=type=ssh a", ["1:5 RUN --mount is not offered"]),
+    "RUN with a bare --": ("RUN -- a", ["1:5 a bare -- is not allowed"]),
+    "RUN with a mount behind a bare --": (
+        "RUN -- --mount=type=bind,from=x,target=/x a", ["1:5 a bare -- is not allowed", "1:8 a command may not begin"],
+    ),
+    "RUN with a bare -- in quotes": (
+        'RUN --"" --network=host a', ["1:5 a bare -- is not allowed", "1:10 a command may not begin"],
+    ),
+    "HEALTHCHECK with a bare --": ("HEALTHCHECK -- CMD x", ["1:13 a bare -- is not allowed"]),
     "RUN of nothing": ("RUN []", ["1:5 RUN needs a command"]),
     "numbers in brackets": ("RUN [1, 2]", ["1:5 an array in brackets may hold strings"]),
     "brackets in brackets": ("RUN " + "[" * 20000, ["1:5 an array in brackets may hold strings"]),
@@ -214,3 +224,26 @@ def test_what_is_not_utf_8_is_said_with_its_place() -> None:
         decode(b"RUN a\nRUN \xff")
     with pytest.raises(BadInput, match="256 KiB"):
         decode(b"#" * (LARGEST + 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# escape=b{' ' * 200_000}c\nRUN a",
+        "ARG \\\n" + "? \\\n" * 60_000,
+        "ENV A=1 " + "B " * 29_000,
+        "? \n" * 60_000,
+        "USER a\n" * 30_000,
+    ],
+)
+def test_no_text_takes_longer_than_its_length(text: str) -> None:
+    """Once the first of them took minutes. Twice the text may take some more than twice the time, not four times."""
+    problems = check(parse(text))
+    assert 1 <= len(problems) <= MOST_PROBLEMS
+    assert cpu_seconds(text) < 20 * max(cpu_seconds(text[: len(text) // 8]), 0.05)
+
+
+def cpu_seconds(text: str) -> float:
+    before = time.process_time()
+    check(parse(text))
+    return time.process_time() - before
