@@ -69,9 +69,9 @@ class Chosen:
     """What a written name means now. `image_id` and `digest` are empty for what is not kept in our registry."""
 
     title: str
-    """As it was written, with its tag."""
+    """As it was written; one that is kept here with its tag."""
     reference: str
-    """What an engine is told to pull; the digest in it where one is known."""
+    """What an engine is told to pull, with its host; the digest in it where one is known."""
     image_id: str = ""
     digest: str = ""
 
@@ -164,9 +164,10 @@ class Images:
         """What `written` means to everybody alike: an official image, or a reference. BadInput: neither."""
         official = self._official_named(written)
         if official is not None:
-            return Chosen(official.name, official.reference)
+            return Chosen(official.name, check_plain(official.reference))
         reference = check_plain(written)
-        return Chosen(reference, reference)
+        self._refuse_ours(reference)
+        return Chosen(written, reference)
 
     async def hold(self, tx: Transaction, image_id: str) -> None:
         """It is not deleted before `tx` ends. Conflict: it was a moment ago."""
@@ -178,7 +179,8 @@ class Images:
         """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
         if not environment.image_id:
             official = self._official.get(environment.image)
-            return Source(official.reference if official is not None else environment.image)
+            reference = official.reference if official is not None else environment.image
+            return Source(check_plain(reference) if reference else "")
         async with self._database.reading() as tx:
             row = await tx.get(Image, environment.image_id)
         if row is None:

@@ -6,7 +6,7 @@ import pytest
 
 from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image
 from backends.images import ImageFacts, Images
-from backends.settings import RegistrySettings
+from backends.settings import DockerSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Caller, Visibility
 from storage.accounts import Accounts
 from storage.audit import AuditTrail
@@ -104,17 +104,40 @@ def test_a_name_is_also_one_for_registries(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "found"),
-    [("cafe", "cafe:latest"), ("0123456789ab", "0123456789ab:latest"), ("debian", "debian"), ("a/b:c", "a/b:c")],
-)
-def test_an_id_becomes_a_name(written: str, found: str) -> None:
-    """Docker takes (a part of) an id for any image that it has, whoever pulled it, and asks no registry."""
+    [("cafe", "docker.io/library/cafe:latest"), ("0123456789ab", "docker.io/library/0123456789ab:latest"),
+     ("debian", "docker.io/library/debian:latest"), ("tools:v1", "docker.io/library/tools:v1"),
+     ("a/b:c", "docker.io/a/b:c"), ("docker.io/debian:12", "docker.io/library/debian:12"),
+     ("index.docker.io/library/debian:12", "docker.io/library/debian:12"), ("localhost/a", "localhost/a:latest"),
+     ("quay.io/a/b/c:d", "quay.io/a/b/c:d"), ("r:5000/a:b", "r:5000/a:b"), ("r:5000/a", "r:5000/a:latest"),
+     ("Host/a", "Host/a:latest"), ("a/b@" + DIGEST, "docker.io/a/b@" + DIGEST),
+     ("a:b@" + DIGEST, "docker.io/library/a@" + DIGEST), ("a__b/c--d", "docker.io/a__b/c--d:latest")],
+)  # fmt: skip
+def test_references_in_full(written: str, found: str) -> None:
+    """Docker takes (a part of) an id for any image that it has; Podman and buildah what ends like a short name."""
     assert check_plain(written) == found
+    assert check_plain(found) == found
 
 
-@pytest.mark.parametrize("written", ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", ""])
+@pytest.mark.parametrize(
+    "written",
+    ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", "", "docker://127.0.0.1:5000/a/b/c@" + DIGEST,
+     "containers-storage:@abc", "docker-archive:/etc/x", "oci:/etc/x", "oci:a/b", "dir:/", "a@abc", "a@sha256:12",
+     "a:", "a:b:c", "/a", "a/", "a//b", "A", "a/B", "r:port/a", "a/../b", "a:.b", "x." * 200 + "y/a",
+     "[::1]:5000/a", "a@" + DIGEST + "@" + DIGEST],
+)  # fmt: skip
 def test_no_references(written: str) -> None:
+    """Also the transports of Podman and buildah, which read files of the host and images of others."""
     with pytest.raises(BadInput):
         check_plain(written)
+
+
+async def test_engines_get_references_in_full_and_people_see_what_they_wrote(make: Maker, alice: Caller) -> None:
+    async with make.database.reading() as tx:
+        chosen = await make.images.resolve(tx, alice, "tools:v1")
+    assert (chosen.title, chosen.reference) == ("tools:v1", "docker.io/library/tools:v1")
+    environment = Environment(image=chosen.title, image_id="", image_digest="")
+    assert (await make.images.source(environment)).reference == chosen.reference
+    assert (await make.images.source(Environment(image="", image_id=""))).reference == ""
 
 
 # ---- whose -------------------------------------------------------------------------------------------------------
@@ -259,6 +282,13 @@ async def test_without_a_registry(database: Database, audit: AuditTrail, changes
 def test_settings_that_cannot_be(facts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="url must|http://|project must"):
         RegistrySettings(**facts)  # type: ignore[arg-type]
+
+
+def test_images_of_the_settings_are_references() -> None:
+    with pytest.raises(ValueError, match="is no image"):
+        DockerSettings(default_image="docker-archive:/etc/x")
+    with pytest.raises(ValueError, match="is no image"):
+        OfficialImageSettings(name="a:b", reference="docker://debian")
 
 
 async def test_every_refusal_is_a_sentence(make: Maker, images: Images, alice: Caller) -> None:
