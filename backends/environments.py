@@ -113,7 +113,7 @@ class Environments:
         if not plan.cards or plan.refusals:
             return plan
         place = place_of(plan.compute, plan.host)
-        return replace(plan, warnings=await cuda_warnings(self._computes, place, plan.image))
+        return replace(plan, warnings=await cuda_warnings(self._computes, place, plan.reference))
 
     async def create(self, caller: Caller, request: Request) -> Environment:
         """Record the wish for a new environment; the reconciler makes it."""
