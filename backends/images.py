@@ -23,7 +23,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, InUse, NotFound, Unavailable
 from storage.names import printable
-from storage.records import Environment, Image, ImageKind, ImageState, Workspace
+from storage.records import Environment, Image, ImageKind, ImageState, User, Workspace
 
 TOPIC = "image"
 NO_REGISTRY = (
@@ -147,12 +147,16 @@ class Images:
         """What `written` means to the caller: an image of the catalogue, else a reference as it is.
 
         Without an owner before it, a name is the caller's own or an official one, never a colleague's: else one person
-        could put an image under the name of a well-known one. BadInput, Conflict with the reason if it cannot be used.
+        could put an image under the name of a well-known one. With the name of a person before it, it is never one of
+        a registry: else what `bob/model` means would change with what bob deletes, and with a slip of the hand.
+        BadInput, Conflict with the reason if it cannot be used; NotFound: that person has none of it for the caller.
         """
         self._refuse_ours(written)
         name = parse_image(written)
         found = await self._named(tx, caller, name) if name is not None else None
         if found is None or not decide(caller, Action.IMAGE_USE, owned(found)).allowed:
+            if name is not None and name.owner and await self._is_person(tx, caller, name):
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
             return self.plain(written)
         if not found.is_usable:
             raise Conflict(f"the image '{written}' cannot be used: it is {found.state.value}" + _because(found.reason))
@@ -324,6 +328,12 @@ class Images:
         if name.tag:
             return rows.get(name.tag)
         return rows.get(LATEST) or (next(iter(rows.values())) if len(rows) == 1 else None)
+
+    async def _is_person(self, tx: Transaction, caller: Caller, name: ImageName) -> bool:
+        """Whether the owner in `name` is somebody of the workspace in it."""
+        query = select(User.id).join(Workspace, Workspace.id == User.workspace_id)
+        workspace = name.workspace or caller.workspace
+        return await tx.scalar(query.where(Workspace.name == workspace, User.name == name.owner)) is not None
 
     def _view(self, caller: Caller, row: Image, workspace: str) -> ImageView:
         parts = [row.title]

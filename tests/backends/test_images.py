@@ -151,10 +151,11 @@ async def test_two_people_have_images_of_one_name(make: Maker, images: Images, a
 
 
 async def test_a_private_image_is_nobody_elses(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
-    """By no name can it be seen or used: what is hidden is a plain reference, as one that does not exist."""
+    """By no name can it be seen or used: what is hidden is as what does not exist."""
     row = await make.ready(alice)
     for written in ("model:v1", "model", "alice/model:v1", "alice/model", f"{bob.workspace}/alice/model:v1"):
-        assert await make.meant(bob, written) == (written, "")
+        if "/" not in written:
+            assert await make.meant(bob, written) == (written, "")
         for question in (images.show(bob, written), images.delete(bob, written)):
             with pytest.raises(NotFound, match="there is no image"):
                 await question
@@ -188,12 +189,23 @@ async def test_a_colleagues_image_has_its_owner_in_its_name(
         await images.set_visibility(bob, "alice/debian:bookworm", Visibility.PRIVATE)
 
 
+async def test_a_persons_name_before_an_image_leads_to_no_registry(make: Maker, alice: Caller, bob: Caller) -> None:
+    """Or docker.io/alice/model of a stranger would run as soon as alice shares hers no more, or bob mistypes it."""
+    await make.ready(alice)
+    for written in ("alice/model:v1", "alice/model", "alice/modle:v1", f"{bob.workspace}/alice/model:v1"):
+        with pytest.raises(NotFound, match="there is no image"):
+            await make.meant(bob, written)
+    for written in ("carol/model:v1", "elsewhere/alice/model:v1", "docker.io/alice/model:v1"):
+        assert await make.meant(bob, written) == (written, "")
+
+
 async def test_other_workspaces_see_public_ones(make: Maker, images: Images, accounts: Accounts, alice: Caller) -> None:
     eve = await elsewhere(accounts, "eve")
     row = await make.ready(alice, visibility=Visibility.WORKSPACE)
     written = f"{alice.workspace}/alice/model:v1"
     assert await images.list(eve) == []
-    assert await make.meant(eve, written) == (written, "")
+    with pytest.raises(NotFound):
+        await make.meant(eve, written)
     await images.set_visibility(alice, "model:v1", Visibility.PUBLIC)
     assert [view.title for view in await images.list(eve)] == [written]
     assert await make.meant(eve, written) == (written, row.id)
