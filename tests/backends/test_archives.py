@@ -21,6 +21,8 @@ import pytest
 import zstandard
 from sqlalchemy import select
 
+from backends.archives import tar
+from backends.archives.bytes import GZIP, UnpackedBytes
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
 from backends.images import Images
@@ -142,6 +144,13 @@ def tar_of(*files: File) -> bytes:
             info.type, info.linkname, info.size = file.kind, file.target, len(file.content)
             tar.addfile(info, io.BytesIO(file.content))
     return buffer.getvalue()
+
+
+def header_of(kind: bytes, content: bytes) -> bytes:
+    """An extended header with just this in it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def layer_of(text: bytes) -> bytes:
@@ -330,6 +339,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "manifest of numbers": (tar_of(File("manifest.json", b"[7]")), "cannot be read"),
     "index of numbers": (tar_of(File("oci-layout", b"{}"), File("index.json", b'{"manifests": [7]}')), "without a sha"),
     "many entries": (tar_of(*[File(f"f{n}") for n in range(11_000)]), "more than 10000 entries"),
+    "many extended headers": (header_of(tarfile.XHDTYPE, b"6 a=b\n") * 11_000, "more than 10000 entries"),
+    "many global headers": (header_of(tarfile.XGLTYPE, b"6 a=b\n") * 11_000, "more than 10000 entries"),
+    "many long names": (gzip.compress(header_of(tarfile.GNUTYPE_LONGNAME, b"a") * 11_000), "more than 10000 entries"),
+    "long header": (header_of(tarfile.XHDTYPE, b"6 a=b\n" * 20_000), "more than 64 KiB"),
+    "endless number": (header_of(tarfile.XHDTYPE, b"1" * 5000 + b" a=b\n"), "damaged header"),
+    "endless size": (header_of(tarfile.XHDTYPE, b"5012 size=" + b"1" * 5001 + b"\n") + SMALL, "impossible size"),
+    "odd size": (header_of(tarfile.XHDTYPE, "11 size=²\n".encode()) + SMALL, "impossible size"),
+    "endless name": (header_of(tarfile.GNUTYPE_LONGNAME, b"a" * 5000) + SMALL, "endless name"),
     "terminal": (docker_archive(SMALL, extra=[File("../\x1b[31m", b"")]), "leaves it"),
 }  # fmt: skip
 
@@ -550,6 +567,26 @@ async def test_no_layer_is_held_in_memory(house: House, alice: Caller) -> None:
     tracemalloc.stop()
     assert (await house.rows())[0].state is ArchiveState.READY
     assert peak < 48 << 20
+
+
+async def test_others_have_their_turn_while_headers_are_read() -> None:
+    """4 MiB that are unpacked already hold 8192 headers: nothing else would be waited for between them."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def packed() -> AsyncIterator[bytes]:
+        yield gzip.compress(tar_of(*[File(f"f{n}") for n in range(6000)]))
+
+    task = asyncio.create_task(others())
+    found = [entry.name async for entry in tar.entries(UnpackedBytes(packed(), GZIP, 1 << 30), 10_000)]
+    task.cancel()
+    assert found == [f"f{n}" for n in range(6000)]
+    assert turns > 80
 
 
 async def test_errors_of_the_tree_are_ours(house: House, alice: Caller) -> None:
