@@ -326,6 +326,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep config": (docker_archive(SMALL, config=b"[" * 100_000), "cannot be read"),
     "list as config": (docker_archive(SMALL, config=b"[]"), "does not say"),
     "windows": (docker_archive(SMALL, config=config_of(SMALL, os="windows")), "not for Linux"),
+    "steps for others": (docker_archive(SMALL, config=config_of(SMALL, config={"OnBuild": ["USER root"]})), "ONBUILD"),
     "bomb": (gzip.compress(PADDED, 1), "fill disks"),
     "zstd bomb": (zstandard.compress(PADDED, 1), "fill disks"),
     "bomb in a layer": (docker_archive(BOMB, config=config_of(SMALL)), "fill disks"),
