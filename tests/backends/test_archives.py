@@ -22,10 +22,11 @@ import zstandard
 from sqlalchemy import select
 
 from backends.archives import tar
-from backends.archives.bytes import GZIP, UnpackedBytes
+from backends.archives.bytes import GZIP, ZSTD, UnpackedBytes, unpacked
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
 from backends.images import Images
+from backends.reconcilers import archives
 from backends.reconcilers.archives import ArchiveReconciler
 from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
@@ -568,6 +569,34 @@ async def test_no_layer_is_held_in_memory(house: House, alice: Caller) -> None:
     tracemalloc.stop()
     assert (await house.rows())[0].state is ArchiveState.READY
     assert peak < 48 << 20
+
+
+@pytest.mark.parametrize(("kind", "pack"), [(GZIP, gzip.compress), (ZSTD, zstandard.compress)], ids=["gzip", "zstd"])
+async def test_packed_streams_of_many_members(kind: bytes, pack: Callable[[bytes], bytes]) -> None:
+    """Some empty ones among others are fine, thousands in a row are not; nothing is lost wherever pieces end."""
+    parts = [os.urandom(n) for n in (1, 5000, 70_000)] + [bytes(9_000_000), b""] + [b"x", b""] * 2000
+    whole = b"".join(map(pack, parts)) + (bytes(512) if kind == GZIP else b"")
+
+    async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+        for at in range(0, len(content), size):
+            yield content[at : at + size]
+
+    for size in (len(whole), 4097, 1 << 16):
+        found = b"".join([one async for one in unpacked(pieces(whole, size), kind, 1 << 30)])
+        assert found == b"".join(parts)
+    with pytest.raises(BadInput, match="empty pieces"):
+        async for _ in unpacked(pieces(pack(b"") * 60_000, 4 << 20), kind, 1 << 30):
+            pass
+
+
+async def test_one_that_takes_too_long_lets_others_go_on(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(archives, "_SLOWEST", 1 << 60)
+    row = await house.sent(alice, "model_v1.tar", docker_archive(SMALL))
+    assert (row.state, "longer" in row.reason) == (ArchiveState.FAILED, True)
+    assert await house.objects() == []
 
 
 async def test_others_have_their_turn_while_headers_are_read() -> None:
