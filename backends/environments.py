@@ -131,7 +131,7 @@ class Environments:
             _refuse(plan)
             request = plan.request
             if plan.image_id:
-                await self._images.hold(tx, plan.image_id)
+                await self._images.hold(tx, plan.image_id, plan.image_digest)
             environment = Environment(
                 owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,

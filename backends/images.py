@@ -173,11 +173,13 @@ class Images:
         self._refuse_ours(reference)
         return Chosen(written, reference)
 
-    async def hold(self, tx: Transaction, image_id: str) -> None:
-        """It is not deleted before `tx` ends. Conflict: it was a moment ago."""
-        row = await tx.get(Image, image_id, with_for_update=True)
+    async def hold(self, tx: Transaction, image_id: str, digest: str) -> None:
+        """It is not deleted before `tx` ends. Conflict: it was a moment ago, or has another digest by now."""
+        row = await tx.get(Image, image_id, with_for_update=True, populate_existing=True)
         if row is None or not row.is_usable:
             raise Conflict("this image has just been deleted")
+        if row.digest != digest:
+            raise Conflict("this image has just been made again: try once more")
 
     async def source(self, environment: Environment) -> Source:
         """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
@@ -229,6 +231,9 @@ class Images:
         """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it."""
         async with self._database.writing() as tx:
             row, workspace = await self._find(tx, caller, Action.IMAGE_DELETE, written)
+            # No environment comes between this and the commit: those take the row too (`hold`).
+            if await tx.get(Image, row.id, with_for_update=True, populate_existing=True) is None:
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
             if row.state is ImageState.BUILDING:
                 raise InUse(f"'{row.title}' is being made: cancel that first")
             users = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()

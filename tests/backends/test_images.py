@@ -276,6 +276,19 @@ async def test_one_that_is_used_stays(make: Maker, images: Images, alice: Caller
         await make.begin(alice)
 
 
+async def test_one_is_held_as_it_was_planned(make: Maker, images: Images, alice: Caller) -> None:
+    """Between plan and creation it may be made again, after which its former digest may go."""
+    row = await make.ready(alice)
+    async with make.database.writing() as tx:
+        await images.hold(tx, row.id, DIGEST)
+        with pytest.raises(Conflict, match="made again"):
+            await images.hold(tx, row.id, NEWER)
+    await images.delete(alice, "model:v1")
+    async with make.database.writing() as tx:
+        with pytest.raises(Conflict, match="deleted"):
+            await images.hold(tx, row.id, DIGEST)
+
+
 async def test_without_a_registry(database: Database, audit: AuditTrail, changes: Changes, alice: Caller) -> None:
     """Everything else goes on: plain references mean what they meant."""
     images = Images(database, audit, changes, RegistrySettings())
