@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Select, String, cast, select
 
 from backends.image_names import LATEST, ImageName, check_image, check_plain, parse_image
 from backends.registry_login import engine_auth
@@ -157,6 +157,7 @@ class Images:
         if found is None or not decide(caller, Action.IMAGE_USE, owned(found)).allowed:
             if name is not None and name.owner and await self._is_person(tx, caller, name):
                 raise NotFound(f"there is no image '{printable(written, limit=100)}'")
+            await self._refuse_hidden(tx, caller, written)
             return self.plain(written)
         if not found.is_usable:
             raise Conflict(f"the image '{written}' cannot be used: it is {found.state.value}" + _because(found.reason))
@@ -313,6 +314,16 @@ class Images:
         prefix = self._registry.prefix
         if prefix and f"{written}/".lower().startswith(prefix.lower()):
             raise BadInput(f"'{printable(written, limit=80)}' is in the registry of this house: write its name instead")
+
+    async def _refuse_hidden(self, tx: Transaction, caller: Caller, written: str) -> None:
+        """Podman and buildah find a digest below any repository that they have, whatever name is before it."""
+        digest = written.partition("@")[2]
+        if not digest:
+            return
+        query = select(Image).where((Image.digest == digest) | cast(Image.former, String).contains(digest))
+        for row in await tx.scalars(query):
+            if not decide(caller, Action.IMAGE_USE, owned(row)).allowed:
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
 
     async def _find(self, tx: Transaction, caller: Caller, action: Action, written: str) -> tuple[Image, str]:
         missing = NotFound(f"there is no image '{printable(written, limit=100)}'")

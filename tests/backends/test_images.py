@@ -175,6 +175,18 @@ async def test_the_registry_is_not_reached_by_its_address(make: Maker, alice: Ca
             await make.meant(caller, written.upper().replace("SHA256", "sha256"))
 
 
+async def test_a_digest_leads_to_no_hidden_image(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
+    """Podman and buildah take any local image of that digest, whatever name is before it; also a former one."""
+    await make.ready(alice)
+    await make.ready(alice, digest=NEWER)
+    for digest in (DIGEST, NEWER):
+        with pytest.raises(NotFound, match="there is no image"):
+            await make.meant(bob, f"any/thing@{digest}")
+        assert await make.meant(alice, f"any/thing@{digest}") == (f"any/thing@{digest}", "")
+    await images.set_visibility(alice, "model:v1", Visibility.WORKSPACE)
+    assert await make.meant(bob, f"any/thing@{NEWER}") == (f"any/thing@{NEWER}", "")
+
+
 async def test_a_colleagues_image_has_its_owner_in_its_name(
     make: Maker, images: Images, alice: Caller, bob: Caller
 ) -> None:
