@@ -113,7 +113,7 @@ class Environments:
         if not plan.cards or plan.refusals:
             return plan
         place = place_of(plan.compute, plan.host)
-        return replace(plan, warnings=await cuda_warnings(self._computes, place, plan.image))
+        return replace(plan, warnings=await cuda_warnings(self._computes, place, plan.reference))
 
     async def create(self, caller: Caller, request: Request) -> Environment:
         """Record the wish for a new environment; the reconciler makes it."""
@@ -131,7 +131,7 @@ class Environments:
             _refuse(plan)
             request = plan.request
             if plan.image_id:
-                await self._images.hold(tx, plan.image_id)
+                await self._images.hold(tx, plan.image_id, plan.image_digest)
             environment = Environment(
                 owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=request.name, compute=plan.compute, image=plan.image, cpus=request.cpus,

@@ -14,8 +14,14 @@ from storage.names import check_resource, is_resource, printable
 
 LATEST = "latest"
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_PLAIN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,254}")
-_ID = re.compile(r"(sha256:)?[0-9a-f]{1,64}")
+_HOST = re.compile(
+    r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::[0-9]{1,5})?"
+)
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LONGEST = 255
+_HUB = "docker.io"
+_HUBS = (_HUB, "index.docker.io")
 _EXTENSIONS = re.compile(r"\.(?:tar(?:\.(?:gz|zst))?|tgz|tzst)$")
 
 
@@ -48,19 +54,39 @@ def parse_image(written: str) -> ImageName | None:
 
 
 def check_plain(written: str) -> str:
-    """`written`, with a tag, if it may go to an engine as a reference; BadInput otherwise.
+    """`written` in full, as engines and builders get it: `debian` → `docker.io/library/debian:latest`; BadInput.
 
-    An engine also takes ids, by which it finds every image that anybody has pulled there. So they are refused, and
-    whatever could be one gets its tag, after which it is a name.
+    The grammar and the defaults are those of Docker's references (github.com/distribution/reference), nothing else:
+    Docker also takes ids, by which it finds every image that anybody has pulled there; Podman and buildah also take
+    transports (`docker-archive:/path`), and find what ends like a short name, whosever it is. A digest makes the tag
+    idle, and not everybody takes both.
     """
     shown = printable(written, limit=80)
-    if not _PLAIN.fullmatch(written):
-        raise BadInput(f"'{shown}' is no image: write NAME:TAG, or a reference like repository/name:tag")
     if written.startswith("sha256:"):
         raise BadInput(f"'{shown}' is an id: write the image's name")
-    if "/" not in written and "@" not in written and _ID.fullmatch(written):
-        return f"{written}:{LATEST}"
-    return written
+    name, at, digest = written.partition("@")
+    place, slash, last = name.rpartition("/")
+    last, colon, tag = last.partition(":")
+    host, path = _divided(f"{place}{slash}{last}")
+    if (
+        len(written) > _LONGEST
+        or (at and not _DIGEST.fullmatch(digest))
+        or (colon and not _TAG.fullmatch(tag))
+        or not _HOST.fullmatch(host)
+        or not all(map(_COMPONENT.fullmatch, path.split("/")))
+    ):
+        raise BadInput(f"'{shown}' is no image: write NAME:TAG, or a reference like repository/name:tag")
+    return f"{host}/{path}@{digest}" if at else f"{host}/{path}:{tag or LATEST}"
+
+
+def _divided(name: str) -> tuple[str, str]:
+    """The host and the path that a name without tag means."""
+    host, slash, path = name.partition("/")
+    if not slash or not (set(host) & set(".:") or host == "localhost" or host != host.lower()):
+        host, path = _HUB, name
+    if host in _HUBS:
+        host, path = _HUB, path if "/" in path else f"library/{path}"
+    return host, path
 
 
 def name_of_file(file: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Select, String, cast, select
 
 from backends.image_names import LATEST, ImageName, check_image, check_plain, parse_image
 from backends.registry_login import engine_auth
@@ -23,7 +23,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, InUse, NotFound, Unavailable
 from storage.names import printable
-from storage.records import Environment, Image, ImageKind, ImageState, Workspace
+from storage.records import Environment, Image, ImageKind, ImageState, User, Workspace
 
 TOPIC = "image"
 NO_REGISTRY = (
@@ -69,9 +69,9 @@ class Chosen:
     """What a written name means now. `image_id` and `digest` are empty for what is not kept in our registry."""
 
     title: str
-    """As it was written, with its tag."""
+    """As it was written; one that is kept here with its tag."""
     reference: str
-    """What an engine is told to pull; the digest in it where one is known."""
+    """What an engine is told to pull, with its host; the digest in it where one is known."""
     image_id: str = ""
     digest: str = ""
 
@@ -147,12 +147,17 @@ class Images:
         """What `written` means to the caller: an image of the catalogue, else a reference as it is.
 
         Without an owner before it, a name is the caller's own or an official one, never a colleague's: else one person
-        could put an image under the name of a well-known one. BadInput, Conflict with the reason if it cannot be used.
+        could put an image under the name of a well-known one. With the name of a person before it, it is never one of
+        a registry: else what `bob/model` means would change with what bob deletes, and with a slip of the hand.
+        BadInput, Conflict with the reason if it cannot be used; NotFound: that person has none of it for the caller.
         """
         self._refuse_ours(written)
         name = parse_image(written)
         found = await self._named(tx, caller, name) if name is not None else None
         if found is None or not decide(caller, Action.IMAGE_USE, owned(found)).allowed:
+            if name is not None and name.owner and await self._is_person(tx, caller, name):
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
+            await self._refuse_hidden(tx, caller, written)
             return self.plain(written)
         if not found.is_usable:
             raise Conflict(f"the image '{written}' cannot be used: it is {found.state.value}" + _because(found.reason))
@@ -164,21 +169,25 @@ class Images:
         """What `written` means to everybody alike: an official image, or a reference. BadInput: neither."""
         official = self._official_named(written)
         if official is not None:
-            return Chosen(official.name, official.reference)
+            return Chosen(official.name, check_plain(official.reference))
         reference = check_plain(written)
-        return Chosen(reference, reference)
+        self._refuse_ours(reference)
+        return Chosen(written, reference)
 
-    async def hold(self, tx: Transaction, image_id: str) -> None:
-        """It is not deleted before `tx` ends. Conflict: it was a moment ago."""
-        row = await tx.get(Image, image_id, with_for_update=True)
+    async def hold(self, tx: Transaction, image_id: str, digest: str) -> None:
+        """It is not deleted before `tx` ends. Conflict: it was a moment ago, or has another digest by now."""
+        row = await tx.get(Image, image_id, with_for_update=True, populate_existing=True)
         if row is None or not row.is_usable:
             raise Conflict("this image has just been deleted")
+        if row.digest != digest:
+            raise Conflict("this image has just been made again: try once more")
 
     async def source(self, environment: Environment) -> Source:
         """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
         if not environment.image_id:
             official = self._official.get(environment.image)
-            return Source(official.reference if official is not None else environment.image)
+            reference = official.reference if official is not None else environment.image
+            return Source(check_plain(reference) if reference else "")
         async with self._database.reading() as tx:
             row = await tx.get(Image, environment.image_id)
         if row is None:
@@ -223,6 +232,9 @@ class Images:
         """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it."""
         async with self._database.writing() as tx:
             row, workspace = await self._find(tx, caller, Action.IMAGE_DELETE, written)
+            # No environment comes between this and the commit: those take the row too (`hold`).
+            if await tx.get(Image, row.id, with_for_update=True, populate_existing=True) is None:
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
             if row.state is ImageState.BUILDING:
                 raise InUse(f"'{row.title}' is being made: cancel that first")
             users = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()
@@ -303,6 +315,16 @@ class Images:
         if prefix and f"{written}/".lower().startswith(prefix.lower()):
             raise BadInput(f"'{printable(written, limit=80)}' is in the registry of this house: write its name instead")
 
+    async def _refuse_hidden(self, tx: Transaction, caller: Caller, written: str) -> None:
+        """Podman and buildah find a digest below any repository that they have, whatever name is before it."""
+        digest = written.partition("@")[2]
+        if not digest:
+            return
+        query = select(Image).where((Image.digest == digest) | cast(Image.former, String).contains(digest))
+        for row in await tx.scalars(query):
+            if not decide(caller, Action.IMAGE_USE, owned(row)).allowed:
+                raise NotFound(f"there is no image '{printable(written, limit=100)}'")
+
     async def _find(self, tx: Transaction, caller: Caller, action: Action, written: str) -> tuple[Image, str]:
         missing = NotFound(f"there is no image '{printable(written, limit=100)}'")
         name = parse_image(written)
@@ -322,6 +344,12 @@ class Images:
         if name.tag:
             return rows.get(name.tag)
         return rows.get(LATEST) or (next(iter(rows.values())) if len(rows) == 1 else None)
+
+    async def _is_person(self, tx: Transaction, caller: Caller, name: ImageName) -> bool:
+        """Whether the owner in `name` is somebody of the workspace in it."""
+        query = select(User.id).join(Workspace, Workspace.id == User.workspace_id)
+        workspace = name.workspace or caller.workspace
+        return await tx.scalar(query.where(Workspace.name == workspace, User.name == name.owner)) is not None
 
     def _view(self, caller: Caller, row: Image, workspace: str) -> ImageView:
         parts = [row.title]

@@ -24,7 +24,7 @@ from backends.reservations import Ask, Reservations, gpu_need
 from backends.settings import BackendSettings
 from storage.access import Caller
 from storage.database.transaction import Transaction
-from storage.errors import BadInput, Conflict, Unavailable
+from storage.errors import BadInput, Conflict, NotFound, Unavailable
 from storage.names import check_resource, printable
 from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource
 from storage.quotas import Owner, Quotas, refusals_of
@@ -94,6 +94,8 @@ class Plan:
     image_id: str = ""
     image_digest: str = ""
     """Of an image that the house keeps."""
+    reference: str = ""
+    """What its engine gets for `image`."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class Planner:
         return Plan(
             request, compute, image.title, refusals, quotas, over, self._processes(compute), mounts=mounts,
             host=placed.host, no_room=placed.no_room, gpus=need, cards=placed.cards,
-            image_id=image.image_id, image_digest=image.digest,
+            image_id=image.image_id, image_digest=image.digest, reference=image.reference,
         )  # fmt: skip
 
     async def _image(self, tx: Transaction, caller: Caller, compute: str, written: str) -> tuple[Chosen, Sequence[str]]:
@@ -203,7 +205,7 @@ class Planner:
                 return await self._images.resolve(tx, caller, written), ()
             if compute == "docker":
                 return self._images.plain(self._settings.docker.default_image), ()
-        except (BadInput, Conflict) as error:
+        except (BadInput, Conflict, NotFound) as error:
             return Chosen(written, ""), [error.message]
         return Chosen("", ""), ()
 

@@ -9,14 +9,25 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from backends.image_names import check_plain
 from backends.schedule import zone_of
 from storage.access import is_loopback
+from storage.errors import BadInput
 from storage.names import is_resource
 from storage.settings import Group
 
 _EMBEDDED = ("local", "docker")
 _EXPORT = re.compile(r"[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*")
 _OPTIONS = re.compile(r"[A-Za-z0-9._=,-]*")
+
+
+def checked_image(reference: str) -> str:
+    """`reference` if engines may get it; ValueError otherwise."""
+    try:
+        check_plain(reference)
+    except BadInput as error:
+        raise ValueError(error.message) from error
+    return reference
 
 
 def checked_folder(path: str) -> str:
@@ -140,6 +151,11 @@ class DockerSettings(Group):
     hosts: dict[str, DockerHostSettings] = {}
     """Machines that run environments, each with a Docker engine. Empty: one, named `here`, behind `socket`. With a
     table, that one is in it only if you write it down: `[backends.docker.hosts.here]`."""
+
+    @field_validator("default_image")
+    @classmethod
+    def _is_an_image(cls, value: str) -> str:
+        return checked_image(value)
 
     @field_validator("homes_nfs")
     @classmethod
@@ -493,6 +509,11 @@ class OfficialImageSettings(Group):
         if not is_resource(name) or not is_resource(tag):
             raise ValueError("write NAME:TAG, each of a-z 0-9 . _ -")
         return value
+
+    @field_validator("reference")
+    @classmethod
+    def _is_an_image(cls, value: str) -> str:
+        return checked_image(value)
 
 
 class ImageSettings(Group):

@@ -110,6 +110,8 @@ class UnpackedBytes:
         self.position = 0
         self._pieces = unpacked(pieces, kind, most)
         self._held = b""
+        self._at = 0
+        """Of `_held`: what is behind it has not been given out. Cutting it off each time would copy 4 MiB a header."""
 
     async def read(self, size: int) -> bytes:
         found = bytearray()
@@ -131,10 +133,12 @@ class UnpackedBytes:
             yield piece
 
     async def _next(self, most: int) -> bytes:
-        if not self._held:
+        if self._at >= len(self._held):
+            self._held, self._at = b"", 0
             with contextlib.suppress(StopAsyncIteration):
                 self._held = await anext(self._pieces)
-        found, self._held = self._held[:most], self._held[most:]
+        found = self._held[self._at : self._at + most]
+        self._at += len(found)
         self.position += len(found)
         return found
 
@@ -172,62 +176,88 @@ class Unpacker(Protocol):
         ...
 
 
-class _Gzip:
+class _Members:
+    """Members, or frames, one after the other; they are fed a little at a time, so that little is copied at each end.
+
+    Some tools write an empty one. Many of them are made to keep us busy.
+    """
+
+    _FEED = 16 * 1024
+    _MOST_EMPTY = 1000
+
     def __init__(self) -> None:
-        self._member = zlib.decompressobj(31)
         self._begun = False
+        self._yielded = False
+        self._empty = 0
 
     @property
     def is_complete(self) -> bool:
         return not self._begun
 
+    def _note(self, size: int, *, is_over: bool) -> None:
+        """The present member gave `size` bytes."""
+        self._begun = not is_over
+        self._yielded = self._yielded or size > 0
+        if not is_over:
+            return
+        self._empty = 0 if self._yielded else self._empty + 1
+        self._yielded = False
+        if self._empty > self._MOST_EMPTY:
+            raise BadInput("it consists of empty pieces: it looks made to keep others waiting")
+
+
+class _Gzip(_Members):
+    def __init__(self) -> None:
+        super().__init__()
+        self._member = zlib.decompressobj(31)
+        self._has_more = False
+        """It holds content that was too much for one call."""
+
     def some(self, data: bytes) -> tuple[bytes, bytes]:
-        if self._member.eof:
-            if not data.strip(b"\0"):  # padding behind the last member
-                return b"", b""
-            self._member = zlib.decompressobj(31)
-        self._begun = self._begun or bool(data)
-        try:
-            found = self._member.decompress(data, _OUT)
-        except zlib.error as error:
-            raise damaged() from error
-        if self._member.eof:
-            self._begun = False
-            return found, self._member.unused_data
-        return found, self._member.unconsumed_tail
+        found, at, view = bytearray(), 0, memoryview(data)
+        while (at < len(view) or self._has_more) and len(found) < _OUT:
+            piece = view[at : at + self._FEED]
+            if self._member.eof:
+                if not bytes(piece).strip(b"\0"):  # padding behind the last member
+                    at += len(piece)
+                    continue
+                self._member = zlib.decompressobj(31)
+            try:
+                some = self._member.decompress(piece, _OUT)
+            except zlib.error as error:
+                raise damaged() from error
+            found += some
+            # At its end zlib may say the same bytes in both.
+            at += len(piece) - len(self._member.unused_data if self._member.eof else self._member.unconsumed_tail)
+            self._has_more = len(some) == _OUT and not self._member.eof
+            self._note(len(some), is_over=self._member.eof)
+        return bytes(found), bytes(view[at:])
 
 
-class _Zstd:
-    """Fed a little at a time: this library gives all that its input holds, which for zeros is 30,000 times as much."""
+class _Zstd(_Members):
+    """This library gives all that its input holds, which for zeros is 30,000 times as much."""
 
     _FEED = 1024
 
     def __init__(self) -> None:
+        super().__init__()
         self._context = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
         self._frame = self._context.decompressobj()
-        self._begun = False
-
-    @property
-    def is_complete(self) -> bool:
-        return not self._begun
 
     def some(self, data: bytes) -> tuple[bytes, bytes]:
-        found = bytearray()
-        view = memoryview(data)
-        while view and len(found) < _OUT:
+        found, at, view = bytearray(), 0, memoryview(data)
+        while at < len(view) and len(found) < _OUT:
             if self._frame.eof:
                 self._frame = self._context.decompressobj()
-            self._begun = True
-            piece, view = view[: self._FEED], view[self._FEED :]
+            piece = view[at : at + self._FEED]
             try:
-                found += self._frame.decompress(piece)
+                some = self._frame.decompress(piece)
             except zstandard.ZstdError as error:
                 raise damaged() from error
-            if self._frame.eof:
-                self._begun = False
-                if unused := self._frame.unused_data:
-                    view = memoryview(unused + bytes(view))
-        return bytes(found), bytes(view)
+            found += some
+            at += len(piece) - len(self._frame.unused_data)
+            self._note(len(some), is_over=self._frame.eof)
+        return bytes(found), bytes(view[at:])
 
 
 async def digested(pieces: AsyncIterator[bytes], digest: hashlib._Hash) -> AsyncIterator[bytes]:

@@ -216,6 +216,8 @@ def _checked(layout: Layout) -> Layout:
     layers = [replace(layer, diff_id=str(one)) for layer, one in zip(layout.layers, diff_ids, strict=True)]
     if str(facts.get("os", "linux")) != "linux":
         raise BadInput("the image is not for Linux")
+    if _object(facts.get("config")).get("OnBuild"):
+        raise BadInput("the image has ONBUILD steps, which would run unchecked in builds from it: save it without them")
     return replace(layout, layers=layers, facts=facts)
 
 

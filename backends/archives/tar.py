@@ -6,6 +6,8 @@ POSIX (pax), GNU and old tars. Sparse files are refused: no image archive has th
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import posixpath
 import tarfile
 from collections.abc import AsyncIterator
@@ -16,7 +18,13 @@ from storage.errors import BadInput
 from storage.names import printable
 
 _BLOCK = 512
-_LONGEST_HEADER = 1024 * 1024
+_LONGEST_HEADER = 64 * 1024
+_LONGEST_NAME = 4096
+_LONGEST_NUMBER = 20
+_AT_ONCE = 64
+"""Headers that are read before everybody else has a turn: those of a packed archive are here already."""
+_WANTED = ("path", "linkpath", "size")
+_SPARSE = "GNU.sparse"
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
 
@@ -37,11 +45,7 @@ async def entries(cursor: Cursor, most: int) -> AsyncIterator[Entry]:
 
     BadInput: it is no tar, has more than `most` entries, or something that no image has.
     """
-    count = 0
-    async for header in _headers(cursor):
-        count += 1
-        if count > most:
-            raise BadInput(f"the archive has more than {most} entries: that is no image")
+    async for header in _headers(cursor, most):
         end = cursor.position + _padded(header.size if header.type in _REGULAR else 0)
         entry = _entry(header, cursor.position)
         if entry is not None:
@@ -50,10 +54,12 @@ async def entries(cursor: Cursor, most: int) -> AsyncIterator[Entry]:
             await cursor.skip(end - cursor.position)
 
 
-async def _headers(cursor: Cursor) -> AsyncIterator[tarfile.TarInfo]:
-    """Each header with what the extended ones before it say."""
+async def _headers(cursor: Cursor, most: int) -> AsyncIterator[tarfile.TarInfo]:
+    """Each header with what the extended ones before it say; those count too."""
     extra: dict[str, str] = {}
-    while True:
+    for count in itertools.count():
+        if count % _AT_ONCE == 0:
+            await asyncio.sleep(0)
         block = await cursor.read(_BLOCK)
         if len(block) < _BLOCK:
             raise too_short()
@@ -65,6 +71,8 @@ async def _headers(cursor: Cursor) -> AsyncIterator[tarfile.TarInfo]:
             raise BadInput("this is no archive of an image: it is no tar file, or a damaged one") from error
         if header.size < 0:
             raise BadInput("the archive has an entry of impossible size")
+        if count >= most:
+            raise BadInput(f"the archive has more than {most} entries: that is no image")
         if header.type == tarfile.XHDTYPE:
             extra |= _pax(await _text(cursor, header))
         elif header.type == tarfile.XGLTYPE:
@@ -80,7 +88,7 @@ async def _headers(cursor: Cursor) -> AsyncIterator[tarfile.TarInfo]:
 
 async def _text(cursor: Cursor, header: tarfile.TarInfo) -> bytes:
     if header.size > _LONGEST_HEADER:
-        raise BadInput("the archive has a header of more than 1 MiB: that is no image")
+        raise BadInput("the archive has a header of more than 64 KiB: that is no image")
     content = await cursor.read(_padded(header.size))
     if len(content) < _padded(header.size):
         raise too_short()
@@ -88,26 +96,34 @@ async def _text(cursor: Cursor, header: tarfile.TarInfo) -> bytes:
 
 
 def _pax(content: bytes) -> dict[str, str]:
+    """What is wanted of an extended header: records `LENGTH KEY=VALUE\\n`, one after the other."""
     found: dict[str, str] = {}
-    while content.strip(b"\0"):
-        number, space, _ = content.partition(b" ")
-        if not space or not number.isdigit() or not len(number) + 1 < int(number) <= len(content):
+    at, end = 0, len(content.rstrip(b"\0"))
+    while at < end:
+        space = content.find(b" ", at, at + _LONGEST_NUMBER)
+        number = content[at : max(space, at)]
+        length = int(number) if number.isdigit() else 0
+        if not len(number) + 1 < length <= len(content) - at:
             raise BadInput("the archive has a damaged header")
-        key, _, value = content[len(number) + 1 : int(number) - 1].partition(b"=")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        content = content[int(number) :]
+        written, _, value = content[space + 1 : at + length - 1].partition(b"=")
+        key = written.decode("utf-8", "replace")
+        if key in _WANTED or key.startswith(_SPARSE):
+            found[key if key in _WANTED else _SPARSE] = value.decode("utf-8", "surrogateescape")
+        at += length
     return found
 
 
 def _apply(header: tarfile.TarInfo, extra: dict[str, str]) -> None:
-    if any(key.startswith("GNU.sparse") for key in extra) or header.type == tarfile.GNUTYPE_SPARSE:
+    if _SPARSE in extra or header.type == tarfile.GNUTYPE_SPARSE:
         raise BadInput("the archive has sparse files, which no image has")
     header.name = extra.get("path", header.name)
     header.linkname = extra.get("linkpath", header.linkname)
-    if "size" in extra:
-        if not extra["size"].isdigit():
-            raise BadInput("the archive has an entry of impossible size")
-        header.size = int(extra["size"])
+    if max(len(header.name), len(header.linkname)) > _LONGEST_NAME:
+        raise BadInput("the archive has an entry with an endless name: that is no image")
+    size = extra.get("size", "0")
+    if not (size.isascii() and size.isdigit() and len(size) <= _LONGEST_NUMBER):
+        raise BadInput("the archive has an entry of impossible size")
+    header.size = int(size) if "size" in extra else header.size
 
 
 def _entry(header: tarfile.TarInfo, offset: int) -> Entry | None:

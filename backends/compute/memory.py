@@ -71,6 +71,7 @@ class MemoryEngine:
         self.gpu_loads: list[GpuLoad] = []
         self.driver: GpuDriver | None = None
         self.image_variables: list[str] = []
+        self.images_asked: list[str] = []
 
     def remove(self, handle: str) -> None:
         """Take a workload away behind its driver's back."""
@@ -101,6 +102,7 @@ class MemoryCompute:
 
     async def image_variables(self, image: str) -> Sequence[str]:
         self._answer()
+        self._engine.images_asked.append(image)
         return tuple(self._engine.image_variables)
 
     async def gpu_loads(self) -> Sequence[GpuLoad]:

@@ -53,6 +53,9 @@ _NOTE_SECONDS = 0.5
 _MOST_ATTEMPTS = 10
 """Times that an archive may be begun without an answer: one that ends the process each time must not go on for ever."""
 _KEEP = timedelta(days=30)
+_PATIENCE_SECONDS = 1800.0
+_SLOWEST = 1024 * 1024
+"""Bytes per second: an archive that takes longer than its size at this speed, and half an hour, lets others go on."""
 
 
 class ArchiveReconciler:
@@ -120,7 +123,8 @@ class ArchiveReconciler:
             return
         try:
             if not row.state.is_over:
-                await self._run(row)
+                async with asyncio.timeout(_PATIENCE_SECONDS + row.size / _SLOWEST):
+                    await self._run(row)
         except (Unavailable, TimedOut, InUse) as error:
             if self._clock() - row.created < self._keep:
                 await self._change(row.id, reason=printable(error.message, limit=500), attempts=0)
@@ -128,6 +132,8 @@ class ArchiveReconciler:
             await self._fail(row, error.message)
         except AshoreError as error:
             await self._fail(row, error.message)
+        except TimeoutError:
+            await self._fail(row, "it took far longer than its size allows")
         finally:
             self._done.pop(row.id, None)
         await self._clean(row)

@@ -5,6 +5,7 @@ What is deleted is marked in the records first (`backends.images`), so a crash l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -18,7 +19,7 @@ from backends.registry import Registry
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.errors import AshoreError, Unavailable
+from storage.errors import AshoreError, NotFound, Unavailable
 from storage.records import ArchiveState, Environment, EnvironmentState, Image, ImageArchive, ImageState
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,10 @@ class ImageReconciler:
             return not any([await tx.scalar(select(one)) for one in (pushing, reading, pulling)])
 
     async def _remove(self, row: Image) -> None:
-        digests = [digest for digest in (row.digest, *row.former) if digest]
+        digests = {digest for digest in (row.digest, *row.former) if digest}
+        digests |= await self._tagged(row)
         if digests:
-            await self._delete(row, digests)
+            await self._delete(row, sorted(digests))
         async with self._database.writing() as tx:
             gone = await tx.get(Image, row.id, with_for_update=True)
             if gone is None or gone.state is not ImageState.DELETING:
@@ -116,6 +118,16 @@ class ImageReconciler:
             await tx.delete(gone)
             await self._audit.add(tx, Event("image.gone", thing=row.title, detail={"image": row.id}))
         self._changes.tell(TOPIC, "")
+
+    async def _tagged(self, row: Image) -> set[str]:
+        """What its tags lead to: a build pushes before it is known whether it was cancelled meanwhile."""
+        if self._registry is None:
+            return set()
+        found = set()
+        for tag in await self._registry.tags(row.repository):
+            with contextlib.suppress(NotFound):
+                found.add((await self._registry.manifest(row.repository, tag)).digest)
+        return found - {""}
 
     async def _delete(self, row: Image, digests: Sequence[str]) -> None:
         if self._registry is None:

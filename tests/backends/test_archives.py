@@ -21,9 +21,12 @@ import pytest
 import zstandard
 from sqlalchemy import select
 
+from backends.archives import tar
+from backends.archives.bytes import GZIP, ZSTD, UnpackedBytes, unpacked
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
 from backends.images import Images
+from backends.reconcilers import archives
 from backends.reconcilers.archives import ArchiveReconciler
 from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
@@ -142,6 +145,13 @@ def tar_of(*files: File) -> bytes:
             info.type, info.linkname, info.size = file.kind, file.target, len(file.content)
             tar.addfile(info, io.BytesIO(file.content))
     return buffer.getvalue()
+
+
+def header_of(kind: bytes, content: bytes) -> bytes:
+    """An extended header with just this in it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def layer_of(text: bytes) -> bytes:
@@ -317,6 +327,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep config": (docker_archive(SMALL, config=b"[" * 100_000), "cannot be read"),
     "list as config": (docker_archive(SMALL, config=b"[]"), "does not say"),
     "windows": (docker_archive(SMALL, config=config_of(SMALL, os="windows")), "not for Linux"),
+    "steps for others": (docker_archive(SMALL, config=config_of(SMALL, config={"OnBuild": ["USER root"]})), "ONBUILD"),
     "bomb": (gzip.compress(PADDED, 1), "fill disks"),
     "zstd bomb": (zstandard.compress(PADDED, 1), "fill disks"),
     "bomb in a layer": (docker_archive(BOMB, config=config_of(SMALL)), "fill disks"),
@@ -330,6 +341,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "manifest of numbers": (tar_of(File("manifest.json", b"[7]")), "cannot be read"),
     "index of numbers": (tar_of(File("oci-layout", b"{}"), File("index.json", b'{"manifests": [7]}')), "without a sha"),
     "many entries": (tar_of(*[File(f"f{n}") for n in range(11_000)]), "more than 10000 entries"),
+    "many extended headers": (header_of(tarfile.XHDTYPE, b"6 a=b\n") * 11_000, "more than 10000 entries"),
+    "many global headers": (header_of(tarfile.XGLTYPE, b"6 a=b\n") * 11_000, "more than 10000 entries"),
+    "many long names": (gzip.compress(header_of(tarfile.GNUTYPE_LONGNAME, b"a") * 11_000), "more than 10000 entries"),
+    "long header": (header_of(tarfile.XHDTYPE, b"6 a=b\n" * 20_000), "more than 64 KiB"),
+    "endless number": (header_of(tarfile.XHDTYPE, b"1" * 5000 + b" a=b\n"), "damaged header"),
+    "endless size": (header_of(tarfile.XHDTYPE, b"5012 size=" + b"1" * 5001 + b"\n") + SMALL, "impossible size"),
+    "odd size": (header_of(tarfile.XHDTYPE, "11 size=²\n".encode()) + SMALL, "impossible size"),
+    "endless name": (header_of(tarfile.GNUTYPE_LONGNAME, b"a" * 5000) + SMALL, "endless name"),
     "terminal": (docker_archive(SMALL, extra=[File("../\x1b[31m", b"")]), "leaves it"),
 }  # fmt: skip
 
@@ -550,6 +569,54 @@ async def test_no_layer_is_held_in_memory(house: House, alice: Caller) -> None:
     tracemalloc.stop()
     assert (await house.rows())[0].state is ArchiveState.READY
     assert peak < 48 << 20
+
+
+@pytest.mark.parametrize(("kind", "pack"), [(GZIP, gzip.compress), (ZSTD, zstandard.compress)], ids=["gzip", "zstd"])
+async def test_packed_streams_of_many_members(kind: bytes, pack: Callable[[bytes], bytes]) -> None:
+    """Some empty ones among others are fine, thousands in a row are not; nothing is lost wherever pieces end."""
+    parts = [os.urandom(n) for n in (1, 5000, 70_000)] + [bytes(9_000_000), b""] + [b"x", b""] * 2000
+    whole = b"".join(map(pack, parts)) + (bytes(512) if kind == GZIP else b"")
+
+    async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+        for at in range(0, len(content), size):
+            yield content[at : at + size]
+
+    for size in (len(whole), 4097, 1 << 16):
+        found = b"".join([one async for one in unpacked(pieces(whole, size), kind, 1 << 30)])
+        assert found == b"".join(parts)
+    with pytest.raises(BadInput, match="empty pieces"):
+        async for _ in unpacked(pieces(pack(b"") * 60_000, 4 << 20), kind, 1 << 30):
+            pass
+
+
+async def test_one_that_takes_too_long_lets_others_go_on(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(archives, "_SLOWEST", 1 << 60)
+    row = await house.sent(alice, "model_v1.tar", docker_archive(SMALL))
+    assert (row.state, "longer" in row.reason) == (ArchiveState.FAILED, True)
+    assert await house.objects() == []
+
+
+async def test_others_have_their_turn_while_headers_are_read() -> None:
+    """4 MiB that are unpacked already hold 8192 headers: nothing else would be waited for between them."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def packed() -> AsyncIterator[bytes]:
+        yield gzip.compress(tar_of(*[File(f"f{n}") for n in range(6000)]))
+
+    task = asyncio.create_task(others())
+    found = [entry.name async for entry in tar.entries(UnpackedBytes(packed(), GZIP, 1 << 30), 10_000)]
+    task.cancel()
+    assert found == [f"f{n}" for n in range(6000)]
+    assert turns > 80
 
 
 async def test_errors_of_the_tree_are_ours(house: House, alice: Caller) -> None:

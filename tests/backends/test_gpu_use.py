@@ -330,6 +330,8 @@ async def test_an_image_that_is_too_new_is_warned_of(house: House, alice: Caller
     plan = await house.environments.plan(alice, request)
     assert plan.warnings == ["the image is made for CUDA 12.4, and its host's driver knows CUDA 12.2"]
     assert not plan.refusals
+    await house.environments.plan(alice, Request("train", gpus=1, image="cuda:12"))
+    assert house.engine.images_asked[-1] == "docker.io/library/cuda:12"  # what the engine knows, not what people see
     assert not (await house.environments.plan(alice, Request("train"))).warnings  # without a GPU, nobody is asked
     house.engine.away = True
     assert not (await house.environments.plan(alice, request)).warnings

@@ -6,7 +6,7 @@ import pytest
 
 from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image
 from backends.images import ImageFacts, Images
-from backends.settings import RegistrySettings
+from backends.settings import DockerSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Caller, Visibility
 from storage.accounts import Accounts
 from storage.audit import AuditTrail
@@ -104,17 +104,40 @@ def test_a_name_is_also_one_for_registries(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "found"),
-    [("cafe", "cafe:latest"), ("0123456789ab", "0123456789ab:latest"), ("debian", "debian"), ("a/b:c", "a/b:c")],
-)
-def test_an_id_becomes_a_name(written: str, found: str) -> None:
-    """Docker takes (a part of) an id for any image that it has, whoever pulled it, and asks no registry."""
+    [("cafe", "docker.io/library/cafe:latest"), ("0123456789ab", "docker.io/library/0123456789ab:latest"),
+     ("debian", "docker.io/library/debian:latest"), ("tools:v1", "docker.io/library/tools:v1"),
+     ("a/b:c", "docker.io/a/b:c"), ("docker.io/debian:12", "docker.io/library/debian:12"),
+     ("index.docker.io/library/debian:12", "docker.io/library/debian:12"), ("localhost/a", "localhost/a:latest"),
+     ("quay.io/a/b/c:d", "quay.io/a/b/c:d"), ("r:5000/a:b", "r:5000/a:b"), ("r:5000/a", "r:5000/a:latest"),
+     ("Host/a", "Host/a:latest"), ("a/b@" + DIGEST, "docker.io/a/b@" + DIGEST),
+     ("a:b@" + DIGEST, "docker.io/library/a@" + DIGEST), ("a__b/c--d", "docker.io/a__b/c--d:latest")],
+)  # fmt: skip
+def test_references_in_full(written: str, found: str) -> None:
+    """Docker takes (a part of) an id for any image that it has; Podman and buildah what ends like a short name."""
     assert check_plain(written) == found
+    assert check_plain(found) == found
 
 
-@pytest.mark.parametrize("written", ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", ""])
+@pytest.mark.parametrize(
+    "written",
+    ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", "", "docker://127.0.0.1:5000/a/b/c@" + DIGEST,
+     "containers-storage:@abc", "docker-archive:/etc/x", "oci:/etc/x", "oci:a/b", "dir:/", "a@abc", "a@sha256:12",
+     "a:", "a:b:c", "/a", "a/", "a//b", "A", "a/B", "r:port/a", "a/../b", "a:.b", "x." * 200 + "y/a",
+     "[::1]:5000/a", "a@" + DIGEST + "@" + DIGEST],
+)  # fmt: skip
 def test_no_references(written: str) -> None:
+    """Also the transports of Podman and buildah, which read files of the host and images of others."""
     with pytest.raises(BadInput):
         check_plain(written)
+
+
+async def test_engines_get_references_in_full_and_people_see_what_they_wrote(make: Maker, alice: Caller) -> None:
+    async with make.database.reading() as tx:
+        chosen = await make.images.resolve(tx, alice, "tools:v1")
+    assert (chosen.title, chosen.reference) == ("tools:v1", "docker.io/library/tools:v1")
+    environment = Environment(image=chosen.title, image_id="", image_digest="")
+    assert (await make.images.source(environment)).reference == chosen.reference
+    assert (await make.images.source(Environment(image="", image_id=""))).reference == ""
 
 
 # ---- whose -------------------------------------------------------------------------------------------------------
@@ -128,10 +151,11 @@ async def test_two_people_have_images_of_one_name(make: Maker, images: Images, a
 
 
 async def test_a_private_image_is_nobody_elses(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
-    """By no name can it be seen or used: what is hidden is a plain reference, as one that does not exist."""
+    """By no name can it be seen or used: what is hidden is as what does not exist."""
     row = await make.ready(alice)
     for written in ("model:v1", "model", "alice/model:v1", "alice/model", f"{bob.workspace}/alice/model:v1"):
-        assert await make.meant(bob, written) == (written, "")
+        if "/" not in written:
+            assert await make.meant(bob, written) == (written, "")
         for question in (images.show(bob, written), images.delete(bob, written)):
             with pytest.raises(NotFound, match="there is no image"):
                 await question
@@ -151,6 +175,18 @@ async def test_the_registry_is_not_reached_by_its_address(make: Maker, alice: Ca
             await make.meant(caller, written.upper().replace("SHA256", "sha256"))
 
 
+async def test_a_digest_leads_to_no_hidden_image(make: Maker, images: Images, alice: Caller, bob: Caller) -> None:
+    """Podman and buildah take any local image of that digest, whatever name is before it; also a former one."""
+    await make.ready(alice)
+    await make.ready(alice, digest=NEWER)
+    for digest in (DIGEST, NEWER):
+        with pytest.raises(NotFound, match="there is no image"):
+            await make.meant(bob, f"any/thing@{digest}")
+        assert await make.meant(alice, f"any/thing@{digest}") == (f"any/thing@{digest}", "")
+    await images.set_visibility(alice, "model:v1", Visibility.WORKSPACE)
+    assert await make.meant(bob, f"any/thing@{NEWER}") == (f"any/thing@{NEWER}", "")
+
+
 async def test_a_colleagues_image_has_its_owner_in_its_name(
     make: Maker, images: Images, alice: Caller, bob: Caller
 ) -> None:
@@ -165,12 +201,23 @@ async def test_a_colleagues_image_has_its_owner_in_its_name(
         await images.set_visibility(bob, "alice/debian:bookworm", Visibility.PRIVATE)
 
 
+async def test_a_persons_name_before_an_image_leads_to_no_registry(make: Maker, alice: Caller, bob: Caller) -> None:
+    """Or docker.io/alice/model of a stranger would run as soon as alice shares hers no more, or bob mistypes it."""
+    await make.ready(alice)
+    for written in ("alice/model:v1", "alice/model", "alice/modle:v1", f"{bob.workspace}/alice/model:v1"):
+        with pytest.raises(NotFound, match="there is no image"):
+            await make.meant(bob, written)
+    for written in ("carol/model:v1", "elsewhere/alice/model:v1", "docker.io/alice/model:v1"):
+        assert await make.meant(bob, written) == (written, "")
+
+
 async def test_other_workspaces_see_public_ones(make: Maker, images: Images, accounts: Accounts, alice: Caller) -> None:
     eve = await elsewhere(accounts, "eve")
     row = await make.ready(alice, visibility=Visibility.WORKSPACE)
     written = f"{alice.workspace}/alice/model:v1"
     assert await images.list(eve) == []
-    assert await make.meant(eve, written) == (written, "")
+    with pytest.raises(NotFound):
+        await make.meant(eve, written)
     await images.set_visibility(alice, "model:v1", Visibility.PUBLIC)
     assert [view.title for view in await images.list(eve)] == [written]
     assert await make.meant(eve, written) == (written, row.id)
@@ -241,6 +288,19 @@ async def test_one_that_is_used_stays(make: Maker, images: Images, alice: Caller
         await make.begin(alice)
 
 
+async def test_one_is_held_as_it_was_planned(make: Maker, images: Images, alice: Caller) -> None:
+    """Between plan and creation it may be made again, after which its former digest may go."""
+    row = await make.ready(alice)
+    async with make.database.writing() as tx:
+        await images.hold(tx, row.id, DIGEST)
+        with pytest.raises(Conflict, match="made again"):
+            await images.hold(tx, row.id, NEWER)
+    await images.delete(alice, "model:v1")
+    async with make.database.writing() as tx:
+        with pytest.raises(Conflict, match="deleted"):
+            await images.hold(tx, row.id, DIGEST)
+
+
 async def test_without_a_registry(database: Database, audit: AuditTrail, changes: Changes, alice: Caller) -> None:
     """Everything else goes on: plain references mean what they meant."""
     images = Images(database, audit, changes, RegistrySettings())
@@ -259,6 +319,13 @@ async def test_without_a_registry(database: Database, audit: AuditTrail, changes
 def test_settings_that_cannot_be(facts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="url must|http://|project must"):
         RegistrySettings(**facts)  # type: ignore[arg-type]
+
+
+def test_images_of_the_settings_are_references() -> None:
+    with pytest.raises(ValueError, match="is no image"):
+        DockerSettings(default_image="docker-archive:/etc/x")
+    with pytest.raises(ValueError, match="is no image"):
+        OfficialImageSettings(name="a:b", reference="docker://debian")
 
 
 async def test_every_refusal_is_a_sentence(make: Maker, images: Images, alice: Caller) -> None:

@@ -97,6 +97,17 @@ async def test_a_deleted_image_goes_with_its_space(house: House, alice: Caller, 
     assert (await house.image(alice, b"again" * 999)).id != image.id
 
 
+async def test_what_was_pushed_for_nothing_goes_with_its_image(house: House, alice: Caller, tmp_path: Path) -> None:
+    """A build that was cancelled while it pushed: its manifest has the tag, and no record knows the digest."""
+    image = await house.image(alice, b"one" * 1000)
+    await put_image(house.registry, image.repository, "v1", b"two" * 1000)
+    await house.images.delete(alice, "model:v1")
+    await house.round()
+    assert await house.registry.tags(image.repository) == []
+    await house.round()
+    assert blobs(tmp_path) == 0
+
+
 async def test_what_an_environment_was_made_from_stays(house: House, alice: Caller) -> None:
     """It is pinned: a rebuild of the environment, as for another GPU, needs the very same image."""
     first = await house.image(alice, b"one" * 1000)

@@ -32,6 +32,7 @@ from backends.compute.places import Capacity, GpuDriver, GpuFact, GpuLoad
 from backends.compute.volumes import VolumeWriter
 from backends.gpu_load import DRIVER_SCRIPT, LOAD_SCRIPT, card_loads, driver_here, parse_driver, parse_load
 from backends.gpu_probe import parse_smi, probe
+from backends.image_names import check_plain
 from backends.settings import DockerHostSettings, DockerSettings
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
@@ -65,6 +66,8 @@ class DockerCompute:
         self, guest: Path, settings: DockerSettings, host: DockerHostSettings | None = None, *, name: str = "docker"
     ) -> None:
         self.name = name
+        # In full: Podman may find a person's image by a short name, and helpers are given what is other people's.
+        settings = settings.model_copy(update={"default_image": check_plain(settings.default_image)})
         self._settings = settings
         self._host = host or DockerHostSettings(url=f"unix://{settings.socket}")
         self._engine = Engine(line_to(self._host))
