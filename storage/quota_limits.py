@@ -25,7 +25,7 @@ _MOST_COUNT = float((1 << 31) - 1)
 HOLDING = (
     EnvironmentState.CREATING, EnvironmentState.RUNNING, EnvironmentState.STOPPING, EnvironmentState.DELETING,
 )  # fmt: skip
-"""States in which an environment may have its CPUs and memory, whatever its owner wishes."""
+"""States in which an environment without a host may have its CPUs and memory, whatever its owner wishes."""
 
 
 class Resource(StrEnum):
@@ -156,6 +156,8 @@ def checked(resource: Resource, amount: float | None, holder: Holder) -> float |
 
 def holds(environment: Environment) -> bool:
     """Whether its CPUs, memory and GPUs count. The rule of `quota_usage.HOLDS`, for one that is loaded."""
+    if environment.host:
+        return environment.reserves
     if environment.state in HOLDING:
         return True
     return environment.wish is Wish.RUNNING and environment.state is not EnvironmentState.FAILED

@@ -13,10 +13,17 @@ from storage.records import Artifact, Asset, AssetKind, Environment, Environment
 from storage.upload_rows import held_by
 
 HOLDS: ColumnElement[bool] = or_(
-    Environment.state.in_(HOLDING),
-    and_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.FAILED),
+    Environment.reserves.is_(True),
+    and_(
+        Environment.host == "",
+        or_(
+            Environment.state.in_(HOLDING),
+            and_(Environment.wish == Wish.RUNNING, Environment.state != EnvironmentState.FAILED),
+        ),
+    ),
 )
-"""Environments whose CPUs, memory and GPUs count."""
+"""Environments whose CPUs, memory and GPUs count. On a host it is those that have some of it reserved, whatever their
+state: one that failed may still run, and one that is being stopped or deleted may have given all back."""
 
 
 async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resource]) -> Amounts:

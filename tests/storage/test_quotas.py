@@ -96,13 +96,18 @@ async def test_what_is_used(quotas: Quotas, database: Database, alice: Caller, b
 async def test_the_rule_in_sql_is_the_rule(database: Database, alice: Caller) -> None:
     states = [(state, wish) for state in EnvironmentState for wish in Wish]
     rows = [environment(alice, f"{state}-{wish}", state, wish) for state, wish in states]
+    for state, wish in states:
+        for reserves in (False, True):
+            row = environment(alice, f"{state}-{wish}-there-{reserves}", state, wish)
+            row.host, row.reserves = "gpu1", reserves
+            rows.append(row)
     async with database.writing() as tx:
         tx.add_all(rows)
     async with database.reading() as tx:
         holding = set(await tx.scalars(select(Environment.name).where(HOLDS)))
     assert holding == {row.name for row in rows if holds(row)}
     assert {"running-stopped", "creating-stopped", "requested-running"} <= holding
-    assert not {"stopped-stopped", "failed-running", "requested-stopped"} & holding
+    assert not {"stopped-stopped", "failed-running", "requested-stopped", "deleting-deleted-there-False"} & holding
 
 
 async def test_exceptions_are_made_seen_and_taken_back(
