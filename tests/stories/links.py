@@ -51,7 +51,11 @@ class Link:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._port))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:  # the gateway is away just now
+                    client.close()
+                    continue
                 for one in (client, server):
                     # curl waits for answers to small packets; so would the kernel.
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
