@@ -523,7 +523,7 @@ class ImageSettings(Group):
     """An archive of an image that has not become one, interrupted uploads included, is thrown away this long after its
     last byte, hours."""
     archive_gib: Annotated[float, Field(gt=0)] = 100.0
-    """Size that an archive may have, and the image in it unpacked, GiB."""
+    """Size that an archive may have, and each layer in it unpacked, GiB."""
     archive_files: Annotated[int, Field(ge=16)] = 10_000
     """Entries that an archive may have."""
     archive_ratio: Annotated[float, Field(ge=2)] = 200.0
