@@ -198,7 +198,6 @@ PATTERNS = (
     mark("step {step} of {steps} failed: {reason}"),
     mark("exit status {status}"),
     mark("it took longer than {minutes} minutes"),
-    mark("you have {count} builds that wait or run: wait for one of them, or cancel it"),
     mark("the image '{name}' is being made already"),
     mark("the build of '{name}' is over: {state}"),
     mark("this house builds no images: an administrator can set backends.builds.builder"),
@@ -216,6 +215,7 @@ _NOUNS = {
     "CPUs": mark("CPUs"),
     "memory": mark("memory"),
     "GPUs": mark("GPUs"),
+    "open builds": mark("open builds"),
 }
 
 
