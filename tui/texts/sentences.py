@@ -52,10 +52,14 @@ PATTERNS = (
     mark("'{name}' cannot start on its host {host} now ({reason})"),
     mark("its host {host} does not answer"),
     mark("the host '{name}' is online and in the settings: take it out of them first"),
-    mark("the host '{name}' has environments ({count}): delete them first"),
+    mark(
+        "the host '{name}' has environments ({count}): delete them first, or give them up with it (--with-environments)"
+    ),
+    mark("the host '{name}' is online: only what is on a host that is offline can be given up"),
     mark("the disk of the host's Docker engine is full: no space left on device"),
     mark("the host's engine is Podman, which gives no GPUs to containers"),
     mark("the engine does not answer"),
+    mark("the GPU driver does not answer"),
     mark("'local' takes no image: it shows this machine's own system, read only"),
     mark("'{name}' is not open to you: an administrator can add you to its settings"),
     mark("'{name}' takes no image: it is a machine as it is"),
