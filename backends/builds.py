@@ -143,10 +143,22 @@ class Builds:
         self._require_builder()
         if problems := await asyncio.to_thread(_problems, text):
             raise DockerfileRefused(problems)
+        try:
+            row = await self._queue(caller, name, tag or LATEST, base, text)
+        except OverQuota as error:
+            thing, reason = printable(f"{name}:{tag or LATEST}", limit=80), printable(error.message, limit=500)
+            refused = Event.by(caller, Action.BUILD_REQUEST, thing=thing, outcome="refused", reason=reason)
+            await self._audit.record(refused)
+            raise
+        self._images.tell(row.image_id)
+        self._changes.tell(TOPIC, row.id)
+        return view_of(row)
+
+    async def _queue(self, caller: Caller, name: str, tag: str, base: str, text: str) -> Build:
         async with self._database.writing() as tx:
             await self._hold(tx, caller)
             chosen = await self._images.resolve(tx, caller, base)
-            image = await self._images.begin(tx, caller, name, tag or LATEST, kind=ImageKind.CUSTOM, base=base)
+            image = await self._images.begin(tx, caller, name, tag, kind=ImageKind.CUSTOM, base=base)
             row = Build(
                 image_id=image.id, owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=image.name, tag=image.tag, number=await self._next_number(tx, caller, name), base=base,
@@ -159,9 +171,7 @@ class Builds:
                 caller, Action.BUILD_REQUEST, thing=row.title, build=row.id, number=row.number, base=chosen.reference
             )
             await self._audit.add(tx, event)
-        self._images.tell(image.id)
-        self._changes.tell(TOPIC, row.id)
-        return view_of(row)
+        return row
 
     async def list(self, caller: Caller, name: str = "") -> Sequence[BuildView]:
         """The caller's builds, newest first; of one image's name if it is given. NotFound: there is none of it."""

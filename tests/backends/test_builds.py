@@ -170,6 +170,10 @@ async def test_what_a_workspace_may_build_counts_for_all_its_people(yard: Yard, 
     with pytest.raises(OverQuota, match=sentence):
         await yard.ask(bob, "RUN a")
     assert await yard.builds.list(bob) == []
+    async with yard.database.reading() as tx:
+        event = (await tx.scalars(select(AuditEvent).where(AuditEvent.outcome == "refused"))).one()
+    assert (event.action, event.actor, event.thing) == ("build.request", "bob", "model:v1")
+    assert event.detail["reason"].startswith(sentence)
 
 
 async def test_nobody_sees_anothers_builds(yard: Yard, alice: Caller, bob: Caller, admin: Caller) -> None:
