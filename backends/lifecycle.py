@@ -20,6 +20,8 @@ from storage.records import Environment, EnvironmentState, Lifecycle, Wish
 _LEAST_IDLE = 60
 _MOST_IDLE = 365 * 24 * 3600
 _MOST_KEPT = 3650
+_AGAIN = timedelta(hours=1)
+"""Before the deletion of an ephemeral environment whose output does not fit is tried again: that reads all of it."""
 _IDLES = (Lifecycle.EPHEMERAL, Lifecycle.ON_DEMAND)
 
 
@@ -180,6 +182,8 @@ def _deletion(environment: Environment, settings: LifecycleSettings) -> Due:
         reason = f"nobody came within {span_words(after)}"
     else:
         reason = f"its last session ended {span_words(after)} ago"
+    if environment.wish is Wish.STOPPED and environment.wish_reason:  # its deletion was called off: it cannot be kept
+        after = max(after, _AGAIN)
     at = max(seen or environment.created, counted_from(environment)) + after
     return Due(Step.DELETE, at, _notice(settings, after), reason)
 

@@ -1,14 +1,16 @@
 """Brings what an environment left in /gemini/output into the object store, before the environment is deleted.
 
 The compute gives a tar archive of that folder as it comes, and file by file it becomes objects below the artifact's
-prefix: bounded memory, nothing on this machine's disk. A copy that broke off is begun anew and passes over the files
-that are there already. Nothing in the archive is believed: what it calls its files only ever ends a key.
+prefix: bounded memory, nothing on this machine's disk. Before that, one pass adds up what it holds: what does not fit
+is not begun. A copy that broke off is begun anew and passes over the files that are there already. Nothing in the
+archive is believed: what it calls its files only ever ends a key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from backends.lifecycle import keep_days
 from backends.settings import LifecycleSettings
 from storage.access import Caller
 from storage.artifacts import Artifacts, Tally
+from storage.asset_rows import known_usage
 from storage.database.engine import Database
 from storage.errors import Conflict, NotFound, OverQuota
 from storage.names import printable
@@ -78,21 +81,44 @@ class Outputs:
         """
         if not isinstance(compute, HasOutput):
             raise Conflict(f"the compute '{compute.name}' cannot give its output away")
+        # Looked at as a whole first: one that does not fit would be sent again and again, up to where the room ends.
+        await self._check_whole(environment, workspace, await self._size(compute, handle, progress))
         copy = _Copy(self, environment, workspace, progress)
         async with aclosing(compute.output(handle)) as pieces:
-            stream = TarStream(pieces)
-            try:
-                top = await stream.next()
-            except NotFound:
-                top = None
-            if top is not None and top.kind is not Kind.FOLDER:
-                raise Conflict("its output is no folder, and links are not followed")
-            while top is not None and (entry := await stream.next()) is not None:
-                await copy.take(_below(top.name, entry.name), entry, stream, top.name)
+            async for top, entry, stream in _entries(pieces):
+                await copy.take(_below(top, entry.name), entry, stream, top)
         if copy.artifact is None:
             await self._artifacts.give_up(environment.id)  # what a copy that broke off has brought, if there was one
         elif not await self._artifacts.finish(copy.artifact, copy.tally, days=await self._days_now(environment)):
             raise Conflict("its output is not wanted any more")
+
+    async def _size(self, compute: HasOutput, handle: str, progress: Progress) -> int:
+        """Bytes of its files; one with two names counts once. OverQuota as soon as they are more than is kept."""
+        files = total = 0
+        async with aclosing(compute.output(handle)) as pieces:
+            async for _, entry, _ in _entries(pieces):
+                if entry.kind is Kind.FILE:
+                    files, total = files + 1, total + entry.size
+                    self.check_size(total)
+                    progress(f"looking at its output: {size_words(total)} in {files} files")
+        return total
+
+    async def _check_whole(self, environment: Environment, workspace: str, size: int) -> None:
+        begun = await self._artifacts.of_environment(environment.id)
+        owner = Owner(environment.owner_id, environment.owner_name, environment.workspace_id)
+        await self._room.check_whole(owner, workspace, begun.prefix if begun else "", size, advice=_ADVICE)
+        free = await self.store.free()
+        async with self._database.reading() as tx:
+            there = (await known_usage(tx, begun.prefix)).bytes if begun else 0
+        if free is not None and size - there > free:
+            raise OverQuota(f"its output holds {size_words(size)}, and the object store has {size_words(free)} left")
+
+    def check_size(self, size: int) -> None:
+        """OverQuota: more than is kept of one environment."""
+        if self.most and size > self.most:
+            raise OverQuota(
+                f"its output holds more than {size_words(self.most)}, and no more is kept of one environment"
+            )
 
     async def _days_now(self, environment: Environment) -> int:
         """A copy takes long: its owner may have chosen another number meanwhile."""
@@ -171,7 +197,7 @@ class _Copy:
         self.progress(f"keeping its output: {amount} in {self.tally.files} files")
 
     async def _file(self, artifact: Artifact, path: str, entry: Entry, stream: TarStream) -> None:
-        self._check_size(entry.size)
+        self.outputs.check_size(self.tally.bytes + entry.size)
         key = artifact.prefix + self._named(path)
         known = await self.outputs.fact(key)
         if known is None or (known.size, known.mtime) != (entry.size, entry.mtime) or known.suspect:
@@ -206,7 +232,7 @@ class _Copy:
         if known is None:
             self.tally.remark(f"{_shown(path)}: left out, it is a second name of '{_shown(entry.target)}'")
             return
-        self._check_size(known.size)
+        self.outputs.check_size(self.tally.bytes + known.size)
         key = artifact.prefix + self._named(path)
         there = await self.outputs.fact(key)
         if there is None or (there.size, there.mtime) != (known.size, known.mtime):
@@ -219,12 +245,6 @@ class _Copy:
             )  # fmt: skip
         self._count(known.size)
 
-    def _check_size(self, size: int) -> None:
-        if self.outputs.most and self.tally.bytes + size > self.outputs.most:
-            raise OverQuota(
-                f"its output holds more than {size_words(self.outputs.most)}, and no more is kept of one environment"
-            )
-
     def _named(self, path: str) -> str:
         name = kept_name(path)
         if name != path:
@@ -234,6 +254,22 @@ class _Copy:
     def _count(self, size: int) -> None:
         self.tally.files += 1
         self.tally.bytes += size
+
+
+async def _entries(pieces: AsyncGenerator[bytes]) -> AsyncIterator[tuple[str, Entry, TarStream]]:
+    """What is in the folder, each with the name of the folder itself, and the stream to read its content from.
+
+    Nothing if there is no such folder. Conflict: it is none.
+    """
+    stream = TarStream(pieces)
+    try:
+        top = await stream.next()
+    except NotFound:
+        return
+    if top is not None and top.kind is not Kind.FOLDER:
+        raise Conflict("its output is no folder, and links are not followed")
+    while top is not None and (entry := await stream.next()) is not None:
+        yield top.name, entry, stream
 
 
 def kept_name(path: str) -> str:

@@ -95,6 +95,7 @@ class Action(StrEnum):
     IMPORT_CANCEL = "import.cancel"
     ARTIFACT_LIST = "artifact.list"
     ARTIFACT_READ = "artifact.read"
+    ARTIFACT_SHARE = "artifact.share"
     ARTIFACT_DELETE = "artifact.delete"
     STORE_PROBE = "store.probe"
     KEY_LIST = "key.list"
@@ -134,7 +135,7 @@ class Owned:
     sealed: bool = False
     """Published: nobody writes any more."""
     visibility: Visibility = Visibility.WORKSPACE
-    """Of data sets, models and images."""
+    """Of data sets, models, images and artifacts."""
     shared_with: frozenset[str] = frozenset()
     """Ids of other workspaces that may read a data set or model, unless it is private."""
 
@@ -227,7 +228,7 @@ _ASSET = (
         {
             Action.DATASET_PUBLISH, Action.DATASET_CHANGE, Action.DATASET_SHARE, Action.DATASET_DELETE,
             Action.MODEL_PUBLISH, Action.MODEL_CHANGE, Action.MODEL_SHARE, Action.MODEL_DELETE,
-            Action.ARTIFACT_DELETE,
+            Action.ARTIFACT_SHARE, Action.ARTIFACT_DELETE,
         }
     )
 )  # fmt: skip

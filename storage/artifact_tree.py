@@ -1,4 +1,4 @@
-"""The tree below /artifacts: what environments of the caller's workspace left when they were deleted, to read.
+"""The tree below /artifacts: what the caller may read of what environments left when they were deleted.
 
     /<artifact>/<path>        objects `artifacts/<workspace>/<artifact>/<path>`
 
@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from sqlalchemy import select
 
-from storage.access import Action, Caller, require
+from storage.access import Action, Caller, Visibility, require
 from storage.artifacts import Artifacts, ArtifactView
 from storage.database.engine import Database
 from storage.errors import BadInput, NotAllowed, NotFound
@@ -157,7 +157,7 @@ class ArtifactTree:
         return [
             Node(
                 posixpath.basename(facts.key), is_directory=False, size=facts.size,
-                mtime=times.get(facts.key, created), mode=0o444, owner=artifact.owner,
+                mtime=times.get(facts.key, created), mode=0o444 & _bits(artifact), owner=artifact.owner,
             )
             for facts in page
         ]  # fmt: skip
@@ -169,7 +169,12 @@ def _top(artifact: ArtifactView) -> Node:
 
 def _directory(name: str, artifact: ArtifactView) -> Node:
     created = int(artifact.created.timestamp())
-    return Node(name, is_directory=True, mtime=created, mode=0o555, owner=artifact.owner)
+    return Node(name, is_directory=True, mtime=created, mode=0o555 & _bits(artifact), owner=artifact.owner)
+
+
+def _bits(artifact: ArtifactView) -> int:
+    """Listings show whether others may read it."""
+    return 0o700 if artifact.visibility is Visibility.PRIVATE else 0o777
 
 
 def _key(artifact: ArtifactView, rest: str) -> str:

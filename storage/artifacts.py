@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
-from storage.access import Action, Caller, Owned, require
+from storage.access import Action, Caller, Owned, Visibility, may_see, require
 from storage.asset_rows import below
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
@@ -69,6 +69,7 @@ class ArtifactView:
     owner: str
     owner_id: str
     environment: str
+    visibility: Visibility
     state: ArtifactState
     files: int
     bytes: int
@@ -84,7 +85,7 @@ class ArtifactView:
         return f"/{FOLDER}/{self.name}"
 
     def owned(self) -> Owned:
-        return Owned("artifact", self.name, self.owner_id, self.workspace_id)
+        return Owned("artifact", self.name, self.owner_id, self.workspace_id, visibility=self.visibility)
 
 
 class Artifacts:
@@ -101,7 +102,10 @@ class Artifacts:
 
     # ---- use cases -------------------------------------------------------------------------------------------
     async def list(self, caller: Caller, *, everybody: bool = False) -> Sequence[ArtifactView]:
-        """Those of the caller's workspace, oldest first; of all workspaces for administrators."""
+        """Those that the caller may read, oldest first: their own, and what is shared with their workspace.
+
+        Administrators see all of their workspace, with `everybody` of all workspaces.
+        """
         require(caller, Action.ARTIFACT_LIST)
         query = select(Artifact, Workspace.name).join(Workspace, Workspace.id == Artifact.workspace_id)
         query = query.where(Artifact.state != ArtifactState.DELETING).order_by(Artifact.created, Artifact.name)
@@ -110,13 +114,30 @@ class Artifacts:
         else:
             query = query.where(Artifact.workspace_id == caller.workspace_id)
         async with self._database.reading() as tx:
-            return [_view(row, workspace) for row, workspace in (await tx.execute(query)).all()]
+            views = [_view(row, workspace) for row, workspace in (await tx.execute(query)).all()]
+        return [view for view in views if may_see(caller, view.owned())]
 
     async def show(self, caller: Caller, name: str) -> ArtifactView:
         """One of the caller's workspace, or `workspace/name` for administrators. NotFound if it may not be seen."""
         async with self._database.reading() as tx:
             view = _view(*await _load(tx, caller, name))
         require(caller, Action.ARTIFACT_READ, view.owned())
+        return view
+
+    async def share(self, caller: Caller, name: str, visibility: Visibility) -> ArtifactView:
+        """Who may read it from now on: its owner, or the whole workspace. BadInput: others it cannot be shown to."""
+        if visibility is Visibility.PUBLIC:
+            raise BadInput("an output is private or of the workspace: put it into a data set to show it to others")
+        async with self._database.writing() as tx:
+            row, workspace = await _load(tx, caller, name)
+            require(caller, Action.ARTIFACT_SHARE, _view(row, workspace).owned())
+            row.visibility = visibility
+            await tx.flush()
+            await self._audit.add(
+                tx, Event.by(caller, Action.ARTIFACT_SHARE, thing=row.name, visibility=visibility.value)
+            )
+            view = _view(row, workspace)
+        self._changes.tell(TOPIC, view.id)
         return view
 
     async def delete(self, caller: Caller, name: str) -> ArtifactView:
@@ -289,11 +310,14 @@ async def _load(tx: Transaction, caller: Caller, name: str) -> tuple[Artifact, s
     found = (await tx.execute(query.where(Workspace.name == (workspace or caller.workspace)))).one_or_none()
     if found is None or (found[0].workspace_id != caller.workspace_id and not caller.is_admin):
         raise missing
+    if not may_see(caller, _view(*found).owned()):
+        raise missing  # word for word the same
     return found[0], found[1]
 
 
 def _view(row: Artifact, workspace: str) -> ArtifactView:
     return ArtifactView(
-        row.id, row.name, workspace, row.workspace_id, row.owner_name, row.owner_id, row.environment_name, row.state,
-        row.files, row.bytes, row.created, row.expires, tuple(row.remarks), row.unlisted, row.prefix,
+        row.id, row.name, workspace, row.workspace_id, row.owner_name, row.owner_id, row.environment_name,
+        row.visibility, row.state, row.files, row.bytes, row.created, row.expires, tuple(row.remarks), row.unlisted,
+        row.prefix,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, or_, select
 
 from storage.access import Caller
+from storage.asset_rows import known_usage
 from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import OverQuota
@@ -71,6 +72,18 @@ class Room:
             most = min(most, fits)
         return most
 
+    async def check_whole(self, owner: Owner, workspace: str, prefix: str, size: int, *, advice: str = _ADVICE) -> None:
+        """OverQuota if files of `size` bytes do not fit, before the first of them is sent.
+
+        They are to be below `prefix`, and what is there already is some of them; empty: nothing is.
+        """
+        for subject, limit in (await self._limits(owner, workspace)).items():
+            async with self._database.reading() as tx:
+                there = (await known_usage(tx, prefix)).bytes if prefix else 0
+                stored, coming = await _taken(tx, subject)
+            if size > int(limit) - stored - coming + there:
+                raise _refusal(subject, limit, stored, coming, advice)
+
     def _roughly(self, subject: Subject, limit: float, size: int) -> int | None:
         """How much fits by a count of a moment ago, if that leaves more than enough; None: count anew."""
         count = self._counts.get(subject)
@@ -93,10 +106,7 @@ class Room:
         fits = int(limit) - stored - coming + (old.size if old else 0)
         if size <= fits:
             return fits
-        waiting = f" and {size_words(coming)} are on their way or broke off" if coming else ""
-        raise OverQuota(
-            f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: {advice}"
-        )
+        raise _refusal(subject, limit, stored, coming, advice)
 
     async def _limits(self, owner: Owner, workspace: str) -> dict[Subject, float]:
         mine = Subject(Holder.USER, owner.user_id, owner.user_name)
@@ -112,6 +122,13 @@ async def _taken(tx: Transaction, subject: Subject, *, but: str = "") -> tuple[i
     query = select(func.coalesce(func.sum(Upload.size), 0)).where(Upload.state.in_(NOT_OVER), Upload.sent_as != but)
     coming = [int(await tx.scalar(query.where(or_(*below[at : at + 50]))) or 0) for at in range(0, len(below), 50)]
     return stored, sum(coming)
+
+
+def _refusal(subject: Subject, limit: float, stored: int, coming: int, advice: str) -> OverQuota:
+    waiting = f" and {size_words(coming)} are on their way or broke off" if coming else ""
+    return OverQuota(
+        f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: {advice}"
+    )
 
 
 def _who(subject: Subject) -> str:

@@ -6,11 +6,13 @@ import argparse
 
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, table
-from gateway.commands.parsing import Noun, Parser, Verb
+from gateway.commands.parsing import Noun, Parser, Usage, Verb
+from storage.access import Visibility
 from storage.artifacts import ArtifactView
 
 _COLUMNS = {
-    "name": "NAME", "workspace": "WORKSPACE", "owner": "OWNER", "environment": "ENVIRONMENT", "state": "STATE",
+    "name": "NAME", "workspace": "WORKSPACE", "owner": "OWNER", "visibility": "VISIBLE TO",
+    "environment": "ENVIRONMENT", "state": "STATE",
     "files": "FILES", "size": "SIZE", "expires": "KEPT UNTIL (UTC)",
 }  # fmt: skip
 
@@ -21,7 +23,8 @@ async def _list(context: Context, options: argparse.Namespace) -> None:
     rows = [_row(view) for view in found]
     if not options.json:
         rows = [{**row, **_texts(view)} for row, view in zip(rows, found, strict=True)]
-    table(context, rows, columns, as_json=options.json, empty="no environment of your workspace has left an output")
+    empty = "none of your environments has left an output, and nobody shares one with you"
+    table(context, rows, columns, as_json=options.json, empty=empty)
 
 
 async def _show(context: Context, options: argparse.Namespace) -> None:
@@ -32,6 +35,14 @@ async def _show(context: Context, options: argparse.Namespace) -> None:
     facts(context, row, as_json=options.json)
 
 
+async def _share(context: Context, options: argparse.Namespace) -> None:
+    if not options.visibility:
+        raise Usage("say who may read it: --visibility private or workspace")
+    wanted = Visibility(options.visibility)
+    view = await context.services.artifacts.share(context.caller, options.name, wanted)
+    facts(context, {"name": view.name, "visibility": view.visibility.value}, as_json=options.json)
+
+
 async def _delete(context: Context, options: argparse.Namespace) -> None:
     view = await context.services.artifacts.delete(context.caller, options.name)
     facts(context, {"deleted": view.name, "files": view.files}, as_json=options.json)
@@ -40,7 +51,8 @@ async def _delete(context: Context, options: argparse.Namespace) -> None:
 def _row(view: ArtifactView) -> Row:
     return {
         "name": view.name, "workspace": view.workspace, "owner": view.owner, "environment": view.environment,
-        "state": view.state.value, "files": view.files, "bytes": view.bytes, "path": view.path,
+        "visibility": view.visibility.value, "state": view.state.value, "files": view.files, "bytes": view.bytes,
+        "path": view.path,
         "created": view.created, "expires": view.expires,
     }  # fmt: skip
 
@@ -57,16 +69,25 @@ def _name(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="as 'artifact list' shows it; WORKSPACE/NAME (administrators)")
 
 
+def _share_arguments(parser: Parser) -> None:
+    _name(parser)
+    choices = [Visibility.PRIVATE.value, Visibility.WORKSPACE.value]
+    parser.add_argument("--visibility", choices=choices, default="", help="who may read it from now on")
+
+
 NOUN = Noun(
     "artifact",
     "outputs of environments that were deleted",
     (
-        Verb("list", "list what environments of your workspace have left", _list, _all,
+        Verb("list", "list what your environments have left, and what others share with you", _list, _all,
              examples=("artifact list", "artifact list --json")),
         Verb("show", "show one output, and what of it could not be kept as it was", _show, _name,
              about="Its files are below /artifacts/NAME in sftp, scp and the menu. Links are not kept, and\n"
              "names that an object store does not take are written with %XX; the remarks tell which.",
              examples=("artifact show train-20260301-1a2b3c",)),
+        Verb("share", "choose who may read an output", _share, _share_arguments,
+             about="Only its owner reads it until it is shared with the workspace.",
+             examples=("artifact share train-20260301-1a2b3c --visibility workspace",)),
         Verb("delete", "delete an output before its time", _delete, _name,
              about="Its owner may, and administrators. This cannot be undone.",
              examples=("artifact delete train-20260301-1a2b3c",)),

@@ -8,6 +8,7 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from storage.access import Visibility
 from storage.records.base import Record, new_id
 
 
@@ -35,6 +36,8 @@ class Artifact(Record):
     """Of its directory in the data tree: environment, date, short id."""
     prefix: Mapped[str] = mapped_column(String(200))
     """Of its keys; ends with a slash."""
+    visibility: Mapped[Visibility] = mapped_column(default=Visibility.PRIVATE)
+    """Its owner's alone, or of the workspace; never public."""
     state: Mapped[ArtifactState] = mapped_column(default=ArtifactState.COPYING)
     files: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -18,7 +18,7 @@ from backends.compute.contract import State
 from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.files import Files
-from backends.lifecycle import LifecycleChoice
+from backends.lifecycle import LifecycleChoice, Step, due
 from backends.outputs import Outputs, kept_name
 from backends.planning import Request
 from backends.reconcilers import environments as module
@@ -26,7 +26,7 @@ from backends.reconcilers import loop as loop_module
 from backends.reconcilers.artifacts import ArtifactReconciler
 from backends.reconcilers.environments import EnvironmentReconciler
 from backends.settings import BackendSettings, EnvironmentSettings, KeptOutputSettings, LifecycleSettings
-from storage.access import Caller
+from storage.access import Caller, Visibility
 from storage.artifact_tree import ArtifactTree
 from storage.artifacts import Artifacts, ArtifactView
 from storage.audit import AuditTrail
@@ -175,7 +175,10 @@ async def test_the_output_outlives_its_environment(house: House, alice: Caller, 
     assert view.name == f"train-{view.created:%Y%m%d}-{view.id[:6]}"
     assert view.prefix == f"artifacts/team/{view.name}/"
     assert house.kept() == {"runs/1/loss.csv": b"1,2\n", "model.bin": model}
-    # A colleague reads it: over sftp it looks like this.
+    # Its owner's alone, until it is shared; then over sftp it looks like this to a colleague.
+    assert [node.mode async for node in house.files.list(alice, "/artifacts")] == [0o500]
+    assert [node async for node in house.files.list(bob, "/artifacts")] == []
+    await house.artifacts.share(alice, view.name, Visibility.WORKSPACE)
     top = [node.name async for node in house.files.list(bob, "/artifacts")]
     assert top == [view.name]
     nodes = [node async for node in house.files.list(bob, view.path)]
@@ -434,6 +437,48 @@ async def test_what_does_not_fit_calls_the_deletion_off(house: House, alice: Cal
     assert used == [5 * MIB, 5 * MIB]  # the person's, and the workspace's
 
 
+async def test_what_does_not_fit_is_not_begun(house: House, alice: Caller, admin: Caller) -> None:
+    """An ephemeral environment comes back to it round after round: nothing is sent, and not before an hour is over."""
+    await house.quotas.set(admin, Holder.USER, "alice", {Resource.STORAGE: 8 * MIB})
+    async with house.running():
+        output = await house.train(alice, lifecycle=LifecycleChoice(Lifecycle.EPHEMERAL, idle_seconds=60))
+        for name in "abc":
+            (output / name).write_bytes(bytes(3 * MIB))
+        sent: list[str] = []
+        house.store.fault = lambda method, key: sent.append(method) if method in ("put", "upload_part") else None
+        for _ in range(2):
+            await house.environments.delete(alice, "train")
+            row = await house.until(alice, lambda row: row.wish is Wish.STOPPED)
+            assert "it was not deleted: the data sets and models of 'alice' may hold 8MiB, 0B are" in row.wish_reason
+        assert sent == []
+        assert await house.artifacts.list(alice) == []
+        assert row.lifecycle_from is not None
+        row.last_used = row.lifecycle_from - timedelta(minutes=5)
+        coming = due(row, house.settings.lifecycle, now())
+        assert coming is not None
+        assert (coming.step, coming.at) == (Step.DELETE, row.lifecycle_from + timedelta(hours=1))
+        await house.quotas.set(admin, Holder.USER, "alice", {Resource.STORAGE: 9 * MIB})
+        await house.environments.delete(alice, "train")
+        await house.until_gone(alice)
+    assert sorted(house.kept()) == ["a", "b", "c"]
+
+
+async def test_what_the_store_has_no_room_for_is_not_begun(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def free() -> int:
+        return 2 * MIB
+
+    monkeypatch.setattr(house.store, "free", free)
+    async with house.running():
+        output = await house.train(alice)
+        (output / "a").write_bytes(bytes(3 * MIB))
+        await house.environments.delete(alice, "train")
+        row = await house.until(alice, lambda row: row.wish is Wish.STOPPED)
+        assert "its output holds 3MiB, and the object store has 2MiB left" in row.wish_reason
+    assert house.store.objects == {}
+
+
 async def test_what_is_more_than_is_kept_of_one_calls_it_off_too(house: House, alice: Caller) -> None:
     """A file of holes costs its owner nothing to make; its size is known before a byte of it is read."""
     async with house.running():
@@ -522,7 +567,7 @@ async def test_who_may_delete_it(house: House, alice: Caller, bob: Caller, admin
         (output / "a").write_text("1")
         await house.environments.delete(alice, "train")
         await house.until_gone(alice)
-        view = await house.left(bob)
+        view = await house.left(alice)
         stranger = Caller("x", "mallory", is_admin=False, workspace_id="other", workspace="other")
         assert await house.artifacts.list(stranger) == []
         for name in (view.name, f"team/{view.name}"):
@@ -532,8 +577,29 @@ async def test_who_may_delete_it(house: House, alice: Caller, bob: Caller, admin
                 await house.artifacts.delete(stranger, name)
         with pytest.raises(NotFound):
             await house.files.stat(stranger, view.path)
-        with pytest.raises(NotAllowed, match="only its owner"):
-            await house.artifacts.delete(bob, view.name)
+        for attempt in (
+            house.artifacts.delete(bob, view.name), house.artifacts.show(bob, view.name),
+            house.artifacts.share(bob, view.name, Visibility.WORKSPACE),
+        ):  # fmt: skip
+            with pytest.raises(NotFound, match=f"^there is no artifact '{view.name}'$"):
+                await attempt
+        with pytest.raises(NotFound):
+            await house.files.stat(bob, f"{view.path}/a")
+        with pytest.raises(NotFound):
+            await house.files.open_reader(bob, f"{view.path}/a")
+        assert not await house.files.digest(alice, "/artifacts", "md5")
+        with pytest.raises(BadInput, match="private or of the workspace"):
+            await house.artifacts.share(alice, view.name, Visibility.PUBLIC)
+        await house.artifacts.share(alice, view.name, Visibility.WORKSPACE)
+        assert (await house.files.stat(bob, f"{view.path}/a")).mode == 0o444
+        for attempt in (
+            house.artifacts.delete(bob, view.name),
+            house.artifacts.share(bob, view.name, Visibility.PRIVATE),
+        ):
+            with pytest.raises(NotAllowed, match="only its owner"):
+                await attempt
+        with pytest.raises(NotFound, match="there is no artifact"):
+            await house.artifacts.show(stranger, view.name)
         with pytest.raises(NotAllowed):
             await house.artifacts.list(bob, everybody=True)
         assert len(await house.artifacts.list(admin, everybody=True)) == 1

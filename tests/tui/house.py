@@ -29,6 +29,7 @@ from backends.settings import BackendSettings, EnvironmentSettings, MachineSetti
 from backends.usage import Loads
 from storage.access import Caller
 from storage.accounts import Accounts
+from storage.artifacts import Artifacts
 from storage.assets import Datasets
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -199,6 +200,7 @@ class House:
         self.datasets = Datasets(database, audit, changes, shelf)
         self.models = Models(database, audit, changes, shelf)
         self.deletions = Deletions(database, audit, changes, shelf)
+        self.artifacts = Artifacts(database, audit, changes, shelf)
 
     # ---- an object store, as far as the screens reach it -----------------------------------------------------
     async def list(self, prefix: str) -> AsyncIterator[Sequence[ObjectFacts]]:
@@ -224,7 +226,7 @@ class House:
             database=self.database, changes=self.changes, accounts=self.accounts,
             quotas=self.quotas, sessions=self.sessions, builds=self.builds, images=self.images, archives=self.archives,
             transfers=self.transfers, datasets=self.datasets, models=self.models, deletions=self.deletions,
-            applications=self.applications, published=self.published,
+            applications=self.applications, published=self.published, artifacts=self.artifacts,
             environments=self.environments, hosts=self.hosts, loads=Loads(self.computes), files=self.files,
             address=Address("gpu.example.org", 2022),
         )  # fmt: skip

@@ -6,6 +6,9 @@ import shlex
 
 import pytest
 
+from storage.access import Caller, Visibility
+from storage.clock import now
+from storage.records import Artifact, ArtifactState
 from tests.tui.conftest import Menu
 from tests.tui.house import House, MemoryTree
 from tests.tui.screen_text import assert_fits, assert_harmless, shows, until
@@ -158,3 +161,28 @@ def test_the_lines_to_copy_are_quoted(menu: Menu) -> None:
     assert desk.sftp_command("/data sets/x'y") == """sftp -P 2022 'alice@gpu.example.org:/data sets/x'"'"'y'"""
     words = shlex.split(desk.lftp_command("/$(id) x"))
     assert words == ["lftp", "-e", "cd '/$(id) x'", "sftp://alice@gpu.example.org:2022"]
+
+
+async def test_an_output_is_kept_to_oneself_and_shared(menu: Menu, house: House, alice: Caller, bob: Caller) -> None:
+    """The key is there below /artifacts only; the listing's permissions tell who may read now."""
+    async with house.database.writing() as tx:
+        tx.add(Artifact(
+            id="a1", workspace_id=alice.workspace_id, owner_id=alice.user_id, owner_name="alice", environment_id="e1",
+            environment_name="train", name="train-1", prefix="artifacts/team/train-1/", state=ArtifactState.READY,
+            visibility=Visibility.WORKSPACE, created=now(),
+        ))  # fmt: skip
+    house.files.entries |= {"/artifacts": None, "/artifacts/train-1": None}
+    assert [view.name for view in await house.artifacts.list(bob)] == ["train-1"]
+    app = menu("zh")
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "欢迎")
+        await pilot.press("f")
+        await shows(pilot, "artifacts/")
+        await pilot.press("v")
+        await pilot.press("enter")
+        await shows(pilot, "train-1/")
+        await pilot.press("down", "v")
+        await shows(pilot, "只允许其所有者读取 train-1？")
+        await pilot.press("shift+tab", "enter")
+        await shows(pilot, "现在只有其所有者可读取 train-1。")
+    assert await house.artifacts.list(bob) == []

@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.message import Message
 
+from storage.access import Visibility
 from storage.names import printable
 from storage.tree import Node, Tree, normalize
 from tui.desk import Desk
@@ -26,13 +27,15 @@ PAGE = 1000
 """Entries that are read at a time; m reads as many again."""
 _PREVIEW_BYTES = 32 * 1024
 _UP = ".."
+_ARTIFACTS = "/artifacts"
+_OTHERS = 0o077
 
 
 class FilesScreen(Page):
     """One directory at a time."""
 
     TITLE_TEXT = mark("Files")
-    TOPICS = ("dataset", "model", "upload")
+    TOPICS = ("dataset", "model", "upload", "artifact")
     REFRESH_SECONDS = 15.0
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
@@ -40,6 +43,7 @@ class FilesScreen(Page):
         Binding("n", "make", mark("New folder")),
         Binding("r", "rename", mark("Rename")),
         Binding("d", "delete", mark("Delete")),
+        Binding("v", "share", mark("Who reads it")),
         Binding("m", "more", mark("More"), show=False),
         Binding("y", "copy", mark("Copy sftp")),
         Binding("right,l", "open", mark("Open"), show=False),
@@ -123,6 +127,7 @@ class FilesScreen(Page):
 
     def _enter(self, path: str, *, select: str = "") -> None:
         self._path = path
+        self.refresh_bindings()
         self._limit = PAGE
         self._select = select
         self._entries = {}
@@ -207,6 +212,30 @@ class FilesScreen(Page):
 
         question = self.texts("Delete {path}? This cannot be undone.", path=printable(path, limit=200))
         self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Delete")), answered)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self._path == _ARTIFACTS if action == "share" else True
+
+    def action_share(self) -> None:
+        """Of what an environment left: who may read it. Its mode tells who may now."""
+        node, artifacts, caller = self._selected(), self.desk.services.artifacts, self.desk.caller
+        if node is None:
+            return
+        is_shared = bool(node.mode & _OTHERS)
+        wanted = Visibility.PRIVATE if is_shared else Visibility.WORKSPACE
+        name = printable(node.name, limit=80)
+        if is_shared:
+            question = self.texts("Let nobody but its owner read {name}?", name=name)
+            done = self.texts("Only its owner reads {name} now.", name=name)
+        else:
+            question = self.texts("Let everybody in the workspace read {name}?", name=name)
+            done = self.texts("The workspace reads {name} now.", name=name)
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.attempt(lambda: artifacts.share(caller, node.name, wanted), done)
+
+        self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Yes")), answered)
 
     def _selected(self) -> Node | None:
         return self._entries.get(self.query_one(Table).key or "")

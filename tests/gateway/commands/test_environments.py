@@ -7,8 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from backends.services import Services
 from storage.access import Caller
+from storage.clock import now
+from storage.records import Artifact, ArtifactState, AuditEvent
 from tests.gateway.commands.conftest import Desk
 
 
@@ -275,6 +279,29 @@ async def test_wrong_words_about_the_output(desk: Desk, alice: Caller, command: 
     answer = await desk.run(alice, command)
     assert answer.status == 2
     assert words in answer.err
+
+
+async def test_an_output_is_shared(desk: Desk, services: Services, alice: Caller, bob: Caller) -> None:
+    """At first it is its owner's alone."""
+    async with services.database.writing() as tx:
+        tx.add(Artifact(
+            workspace_id=alice.workspace_id, owner_id=alice.user_id, owner_name="alice", environment_id="e1",
+            environment_name="train", name="train-1", prefix="artifacts/team/train-1/", state=ArtifactState.READY,
+            created=now(),
+        ))  # fmt: skip
+    assert json.loads((await desk.run(bob, "artifact list --json")).out) == []
+    hidden = await desk.run(bob, "artifact share train-1 --visibility workspace")
+    assert (hidden.status, hidden.err) == (1, "there is no artifact 'train-1'\n")
+    assert (await desk.run(alice, "artifact share train-1")).status == 2
+    assert (await desk.run(alice, "artifact share train-1 --visibility public")).status == 2
+    shared = json.loads((await desk.run(alice, "artifact share train-1 --visibility workspace --json")).out)
+    assert shared == {"name": "train-1", "visibility": "workspace"}
+    (row,) = json.loads((await desk.run(bob, "artifact list --json")).out)
+    assert (row["name"], row["visibility"]) == ("train-1", "workspace")
+    assert (await desk.run(bob, "artifact share train-1 --visibility private")).status == 77
+    async with services.database.reading() as tx:
+        event = (await tx.scalars(select(AuditEvent).where(AuditEvent.action == "artifact.share"))).one()
+    assert (event.actor, event.thing, event.detail) == ("alice", "train-1", {"visibility": "workspace"})
 
 
 async def test_artifacts_that_are_not_there(desk: Desk, alice: Caller, admin: Caller) -> None:
