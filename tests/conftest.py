@@ -13,7 +13,7 @@ from storage.accounts import Accounts, PublicKey
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
+from tests.databases import migrated
 
 # A shell without job control starts background jobs with SIGINT ignored, and every program under test inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,8 +29,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def database(data_dir: Path) -> AsyncIterator[Database]:
-    database = Database.in_directory(data_dir)
-    await migrate(database)
+    database = await migrated(data_dir)
     yield database
     await database.close()
 

@@ -24,7 +24,6 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.quotas import Quotas
 from storage.records import Environment, GpuMode
@@ -32,6 +31,7 @@ from storage.settings import QuotaSettings
 from tests.backends import test_placement_histories as placement
 from tests.backends.test_placement_histories import GIB, NAMES, PEOPLE, Step
 from tests.conftest import person
+from tests.databases import migrated
 
 SHARES, QUOTA = 2, 3
 CARDS = {
@@ -143,9 +143,8 @@ class History(placement.History):
 
 
 async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    database = Database.in_directory(directory)
+    database = await migrated(directory)
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}

@@ -31,11 +31,11 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, AshoreError, Conflict, NotFound, Unavailable
 from storage.records import Environment
 from tests.backends.test_reconciler_environments import Guests
 from tests.conftest import person
+from tests.databases import migrated
 
 GIB = 1024**3
 PEOPLE = ("alice", "bob")
@@ -163,9 +163,8 @@ class History:
 
 
 async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    database = Database.in_directory(directory)
+    database = await migrated(directory)
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}

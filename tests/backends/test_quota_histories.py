@@ -27,12 +27,12 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, Conflict, NotFound, OverQuota
 from storage.quota_limits import RUNNING, Resource, holds
 from storage.quotas import Quotas
 from storage.records import Environment, EnvironmentState, Holder, Wish
 from tests.conftest import person
+from tests.databases import migrated
 
 GIB = 1024**3
 NAMES = ("a", "b")
@@ -176,9 +176,8 @@ class History:
 
 
 async def _play(directory: Path, groups: list[list[Step]]) -> None:
-    database = Database.in_directory(directory)
+    database = await migrated(directory)
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}
