@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,11 +14,32 @@ from storage.accounts import Accounts, PublicKey
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
+from tests import workers
 from tests.databases import migrated
 
 # A shell without job control starts background jobs with SIGINT ignored, and every program under test inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process gets a short directory: the whole path of a socket may have no more than 107 letters."""
+    if _WORKER:
+        config.option.basetemp = str(Path(config.option.basetemp).with_name(_WORKER))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if _WORKER:
+        items[:] = workers.mixed(items)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> workers.Scheduling:
+    return workers.Scheduling(config, log)
 
 
 @pytest.fixture
