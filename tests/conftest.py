@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from tests import workers
-from tests.databases import migrated
+from tests.databases import Databases
 
 # A shell without job control starts background jobs with SIGINT ignored, and every program under test inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -49,11 +49,25 @@ def data_dir(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    databases = Databases()
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-async def database(data_dir: Path) -> AsyncIterator[Database]:
-    database = await migrated(data_dir)
-    yield database
-    await database.close()
+async def database(request: pytest.FixtureRequest, databases: Databases, data_dir: Path) -> AsyncIterator[Database]:
+    """SQLite in the data directory; in modules that list `DATABASES`, each of those kinds."""
+    with databases.new(getattr(request, "param", "sqlite"), data_dir) as database:
+        yield database
+        await database.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = getattr(metafunc.module, "DATABASES", ())
+    if names and "database" in metafunc.fixturenames:
+        metafunc.parametrize("database", names, indirect=True)
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
 from storage.records import AuditEvent, Build, BuildState, ImageState
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 FAR = DockerHostSettings(url="tcp://10.9.8.7:2375", insecure=True)
 NEAR = DockerHostSettings(url="unix:///var/run/docker.sock")

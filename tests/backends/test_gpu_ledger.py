@@ -25,6 +25,9 @@ from storage.quotas import Quotas
 from storage.records import AuditEvent, EnvironmentState, Gpu
 from storage.settings import QuotaSettings
 from tests.backends.test_hosts import House
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 GIB = 1024**3
 A, B = GpuFact("GPU-a", "NVIDIA A100", 80 * GIB), GpuFact("GPU-b", "NVIDIA A100", 80 * GIB)

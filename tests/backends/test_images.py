@@ -16,6 +16,9 @@ from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotAllowed, NotFound, Unavailable
 from storage.records import Environment, Image, ImageKind, ImageState
 from tests.conftest import person
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 DIGEST = "sha256:" + "1" * 64
 NEWER = "sha256:" + "2" * 64

@@ -25,6 +25,9 @@ from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import NotFound, Unavailable
 from storage.records import AuditEvent, Environment, EnvironmentState, Wish
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 
 class Guests:

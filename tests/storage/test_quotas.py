@@ -30,6 +30,9 @@ from storage.records import (
     Workspace,
 )
 from storage.settings import ObjectSettings, QuotaSettings
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 GIB = 1024**3
 
