@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from storage.access import Caller
 from storage.accounts import Accounts, PublicKey
@@ -21,6 +22,10 @@ from tests.databases import Databases
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Hypothesis would fail an example that takes 200 ms, which on a busy machine says nothing.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
@@ -38,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = workers.mixed(items)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> workers.Scheduling:
     return workers.Scheduling(config, log)
 
