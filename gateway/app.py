@@ -263,6 +263,7 @@ async def _running(
     archives = ArchiveReconciler(
         services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
         registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
+        gate=own_registry.gate,
     )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
@@ -305,7 +306,7 @@ async def _running(
     if registry is not None and (builder := builder_of(backends, data)) is not None:
         builds = BuildReconciler(
             services.database, services.audit, services.changes, services.images, services.builds, builder,
-            backends.builds, registry,
+            backends.builds, registry, gate=own_registry.gate,
         )  # fmt: skip
         loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
     else:
