@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -29,6 +29,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFESTS = (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_LIST, OCI_INDEX)
 _LARGEST_MANIFEST = 4 * 1024 * 1024
+_PIECE = 256 * 1024
 _PAGE = 100
 _MOST_PAGES = 100
 _FIELD = re.compile(r'([a-z_]+)="([^"]*)"')
@@ -63,6 +64,18 @@ class Registry:
         """How it wants to be asked; None before that is known, empty if anybody may ask."""
         self._tokens: dict[str, tuple[float, str]] = {}
 
+    @property
+    def is_here(self) -> bool:
+        """Engines on other machines cannot reach it."""
+        return self._settings.is_here
+
+    def place_of(self, reference: str) -> tuple[str, str] | None:
+        """Repository and digest of a reference `HOST/…@sha256:…`; None if it is not kept here."""
+        name, _, digest = reference.partition("@")
+        if not digest or not name.startswith(self._settings.prefix):
+            return None
+        return name.removeprefix(self._settings.prefix), digest
+
     async def close(self) -> None:
         if self._http is not None:
             await self._http.close()
@@ -85,6 +98,12 @@ class Registry:
         """A small blob, such as a configuration; BadInput if it is larger than `most` bytes."""
         async with self._call("GET", self._path(repository, "blobs", digest), scope=repository) as answer:
             return await _limited(answer, most)
+
+    async def blob_pieces(self, repository: str, digest: str) -> AsyncGenerator[bytes]:
+        """A blob of any size, as it comes. Whether it is complete, its size and its digest tell."""
+        async with self._call("GET", self._path(repository, "blobs", digest), scope=repository) as answer:
+            async for piece in answer.content.iter_chunked(_PIECE):
+                yield piece
 
     @contextlib.asynccontextmanager
     async def upload(self, repository: str) -> AsyncIterator[BlobUpload]:

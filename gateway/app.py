@@ -23,6 +23,7 @@ from backends.builders.registry import builder_of
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_sites import Sites
 from backends.gpu_use import GpuSigns
+from backends.image_loads import ImageLoads
 from backends.mounts import EnvironmentData
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
@@ -245,6 +246,7 @@ async def _running(
         data=EnvironmentData(services.database, services.accounts, sites),
         outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
         images=services.images,
+        loads=ImageLoads(services.registry),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
