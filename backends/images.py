@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, String, cast, select
 
-from backends.image_names import LATEST, ImageName, check_image, check_plain, parse_image
+from backends.image_names import LATEST, LOADED, ImageName, check_image, check_plain, parse_image
 from backends.registry_login import engine_auth
 from backends.settings import ImageSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Action, Caller, Owned, Visibility, decide, may_see, require
@@ -198,11 +198,6 @@ class Images:
         """Where an engine gets what was chosen."""
         return Source(chosen.reference, engine_auth(self._registry) if chosen.image_id else "")
 
-    @property
-    def is_here_only(self) -> bool:
-        """Engines on other machines cannot reach the registry."""
-        return self._registry.is_here
-
     def reference(self, image: Image, digest: str = "") -> str:
         """What an engine pulls: the manifest `digest`, or else the present one. Unavailable: there is no registry."""
         return f"{self.repository(image)}@{digest or image.digest}"
@@ -311,8 +306,7 @@ class Images:
 
     def _refuse_ours(self, written: str) -> None:
         """Our registry's images have names here; by a reference, anybody could start what an engine has already."""
-        prefix = self._registry.prefix
-        if prefix and f"{written}/".lower().startswith(prefix.lower()):
+        if any(f"{written}/".lower().startswith(one.lower()) for one in (self._registry.prefix, LOADED) if one):
             raise BadInput(f"'{printable(written, limit=80)}' is in the registry of this house: write its name instead")
 
     async def _refuse_hidden(self, tx: Transaction, caller: Caller, written: str) -> None:

@@ -124,9 +124,9 @@ _POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
 }
 
 
-def choose(offers: Sequence[Offer], policy: str, *, only_here: str = "") -> Choice:
+def choose(offers: Sequence[Offer], policy: str) -> Choice:
     """The best of `offers` by `policy` of those that have room. The same offers give the same choice."""
-    against = {offer.room.host: objection(offer, only_here=only_here) for offer in offers}
+    against = {offer.room.host: objection(offer) for offer in offers}
     fitting = [offer for offer in offers if not against[offer.room.host]]
     if not fitting:
         return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
@@ -134,13 +134,11 @@ def choose(offers: Sequence[Offer], policy: str, *, only_here: str = "") -> Choi
     return Choice(min(fitting, key=lambda offer: rank(offer.room)))
 
 
-def objection(offer: Offer, *, only_here: str = "") -> str:
+def objection(offer: Offer) -> str:
     """Why it cannot go there, in a few words; empty if it can."""
     room = offer.room
     if room.state is HostState.MAINTENANCE:
         return "in maintenance" + (f", {room.reason}" if room.reason else "")
     if room.state is HostState.OFFLINE:
         return "offline" + (f", {room.reason}" if room.reason else "")
-    if only_here and not room.is_here:
-        return only_here
     return "; ".join(offer.never) or room.lacks(offer.need)

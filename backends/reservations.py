@@ -30,8 +30,6 @@ class Ask:
     cpus: float
     memory: int
     gpus: GpuNeed = GpuNeed()
-    only_here: str = ""
-    """Why it can run on the gateway's own machine only; empty: it can run elsewhere."""
 
 
 class Reservations:
@@ -76,13 +74,13 @@ class Reservations:
     async def choose(self, tx: Transaction, compute: str, hosts: Collection[str], ask: Ask) -> Choice:
         """One of `hosts` that has room."""
         offers = [self._offer(room, ask) for room in await self.rooms(tx, compute, hosts)]
-        return choose(offers, self._placement.policy, only_here=ask.only_here)
+        return choose(offers, self._placement.policy)
 
     async def again(self, tx: Transaction, compute: str, host: str, ask: Ask) -> tuple[Offer, str]:
         """The same for something that was given its CPUs and memory before; and why it cannot start, or nothing."""
         (room,) = await self.rooms(tx, compute, [host])
         offer = Offer(room, Need(ask.cpus, ask.memory, ask.gpus))
-        return offer, objection(offer, only_here=ask.only_here)
+        return offer, objection(offer)
 
     async def lost(self, tx: Transaction, environment: Environment) -> Sequence[str]:
         """UUIDs of its GPUs that its host does not show any more."""

@@ -416,7 +416,7 @@ class RegistrySettings(Group):
     url: str = ""
     """`https://host[:port]` of a registry (Harbor, `registry:2`, any other that speaks the Registry API v2) that keeps
     the images of this house; the machines with Docker must reach it under this very name. Empty: Ashore runs Debian's
-    `docker-registry` as its own child on this machine, if it is installed; Docker on other machines cannot reach it."""
+    `docker-registry` as its own child on this machine, if it is installed; the gateway brings its images to others."""
     user: str = ""
     """User or robot account that may push, pull and delete there."""
     password: SecretStr = SecretStr("")

@@ -23,6 +23,7 @@ from backends.builders.registry import builder_of
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_sites import Sites
 from backends.gpu_use import GpuSigns
+from backends.image_loads import ImageLoads
 from backends.mounts import EnvironmentData
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
@@ -245,6 +246,7 @@ async def _running(
         data=EnvironmentData(services.database, services.accounts, sites),
         outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
         images=services.images,
+        loads=ImageLoads(services.registry),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -263,6 +265,7 @@ async def _running(
     archives = ArchiveReconciler(
         services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
         registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
+        gate=own_registry.gate,
     )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
@@ -305,7 +308,7 @@ async def _running(
     if registry is not None and (builder := builder_of(backends, data)) is not None:
         builds = BuildReconciler(
             services.database, services.audit, services.changes, services.images, services.builds, builder,
-            backends.builds, registry,
+            backends.builds, registry, gate=own_registry.gate,
         )  # fmt: skip
         loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
     else:

@@ -226,6 +226,14 @@ class HasImages(Protocol):
         """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
         ...
 
+    async def image_id(self, name: str) -> str:
+        """What the engine calls an image that it has by this name; empty if it has none. Nothing is pulled."""
+        ...
+
+    async def load_image(self, archive: AsyncGenerator[bytes], title: str) -> None:
+        """Take an image from an archive, as fast as the engine takes it; `archive` is closed at the end."""
+        ...
+
     async def drop_image(self, reference: str) -> None:
         """Forget its copy, with layers that nothing else needs; no-op if it has none, or something runs from it."""
         ...

@@ -20,6 +20,7 @@ from backends.image_names import name_of_file
 from backends.images import Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
+from backends.registry_gate import WAITS, PushGate
 from backends.settings import ImageSettings
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -58,6 +59,11 @@ _SLOWEST = 1024 * 1024
 """Bytes per second: an archive that takes longer than its size at this speed, and half an hour, lets others go on."""
 
 
+async def _later() -> None:
+    """To wait would take of the time that its size allows."""
+    raise Unavailable(f"it {WAITS}")
+
+
 class ArchiveReconciler:
     """The loop over archives. `free` tells how many bytes the registry's disk takes, where that is known."""
 
@@ -75,6 +81,7 @@ class ArchiveReconciler:
         *,
         free: Callable[[], int | None] = lambda: None,
         note_garbage: Callable[[], None] = lambda: None,
+        gate: PushGate | None = None,
     ) -> None:
         self._database = database
         self._audit = audit
@@ -88,6 +95,7 @@ class ArchiveReconciler:
         self._clock = clock
         self._free = free
         self._note_garbage = note_garbage
+        self._gate = gate or PushGate()
         self._keep = timedelta(hours=settings.archive_hours)
         self._done: dict[str, int] = {}
         self._loop = ReconcilerLoop(
@@ -180,11 +188,12 @@ class ArchiveReconciler:
         check_space(layout, self._free())
         image_id, repository = await self._announce(row, caller, name, tag)
         row.image_id = image_id
-        await self._enter(row, ArchiveState.LOADING)
-        self._note_garbage()
-        blobs = await self._noting(row, transfer.send(layout, registry, repository))
-        await self._enter(row, ArchiveState.PUSHING)
-        digest = await transfer.publish(layout, blobs, registry, repository, tag)
+        async with self._gate.pushing(_later):
+            await self._enter(row, ArchiveState.LOADING)
+            self._note_garbage()
+            blobs = await self._noting(row, transfer.send(layout, registry, repository))
+            await self._enter(row, ArchiveState.PUSHING)
+            digest = await transfer.publish(layout, blobs, registry, repository, tag)
         async with self._database.writing() as tx:
             await self._images.finish(tx, image_id, facts_of(layout, blobs, digest))
             await self._over(tx, row, ArchiveState.READY, "")

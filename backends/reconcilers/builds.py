@@ -24,6 +24,7 @@ from backends.dockerfiles.recipes import Recipe, recipe
 from backends.images import ImageFacts, Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
+from backends.registry_gate import WAITS, PushGate
 from backends.settings import BuildSettings
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
@@ -60,6 +61,7 @@ class BuildReconciler:
         settings: BuildSettings,
         registry: Registry | None = None,
         clock: Clock = now,
+        gate: PushGate | None = None,
     ) -> None:
         self._database = database
         self._audit = audit
@@ -70,6 +72,7 @@ class BuildReconciler:
         self._settings = settings
         self._registry = registry
         self._clock = clock
+        self._pushes = gate or PushGate()
         self._gate = asyncio.Lock()
         self._working = 0
         self._pruned = time.monotonic()
@@ -143,8 +146,13 @@ class BuildReconciler:
         image = await self._builder.build(order, writer.write)
         if not await self._move(row, BuildState.PUSHING):
             raise _Ended
-        writer.say("pushing the image")
-        digest = await self._builder.push(order, image, writer.write)
+
+        async def waits() -> None:
+            writer.say(WAITS)
+
+        async with self._pushes.pushing(waits):
+            writer.say("pushing the image")
+            digest = await self._builder.push(order, image, writer.write)
         facts = await self._facts(row, digest)
         writer.say(f"pushed as {digest}", colour="32")
         await self._succeed(row, facts)

@@ -17,6 +17,7 @@ from backends.compute.contract import Compute, Found, Mount, Progress, State, Wo
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
+from backends.image_loads import ImageLoads
 from backends.images import Source
 from backends.outputs import Outputs
 from backends.reconcilers.fetches import Fetches
@@ -102,7 +103,9 @@ class EnvironmentReconciler:
         data: Data | None = None,
         outputs: Outputs | None = None,
         images: Sources | None = None,
+        loads: ImageLoads | None = None,
     ) -> None:
+        self._loads = loads or ImageLoads(None)
         self._data = data
         self._outputs = outputs
         self._images = images
@@ -240,15 +243,14 @@ class EnvironmentReconciler:
         seen = await self._enter(environment, EnvironmentState.CREATING)
         if seen is None:
             return
-        if self._data is not None and await self._data.needs(seen):
-            try:
-                if not self._fetches.is_done(seen):
-                    return  # and be woken when its data are here
-            except AshoreError as error:
-                if isinstance(error, Unavailable):
-                    await compute.check()  # raises if the engine is away: its data go on when it is back
-                await self._fail(seen, compute, printable(error.message, limit=500))
-                return
+        try:
+            if await self._waits_for_something(seen, compute) and not self._fetches.is_done(seen):
+                return  # and be woken when its data, or its image, are there
+        except AshoreError as error:
+            if isinstance(error, Unavailable):
+                await compute.check()  # raises if the engine is away: its data go on when it is back
+            await self._fail(seen, compute, printable(error.message, limit=500))
+            return
         deadline = self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds
         lines = _LastLine("starting")
         try:
@@ -267,18 +269,32 @@ class EnvironmentReconciler:
             self._began.pop(seen.id, None)
             await self._rows.move(seen, EnvironmentState.RUNNING, restarted=seen.restarts, started=self._clock())
 
+    async def _waits_for_something(self, seen: Environment, compute: Compute) -> bool:
+        if self._data is not None and await self._data.needs(seen):
+            return True
+        return self._loads.is_needed(compute, (await self._source(seen)).reference)
+
     async def _fetch(self, seen: Environment) -> bool:
-        """Bring its data here; False: it was given up, because its owner changed their mind."""
-        assert self._data is not None
+        """Bring its data and its image there; False: it was given up, because its owner changed their mind."""
         lines = _LastLine("looking at its data")
-        return not await self._while_wished(seen, self._data.fetch(seen, lines.set), lines)
+        return not await self._while_wished(seen, self._bring(seen, lines.set), lines)
+
+    async def _bring(self, seen: Environment, progress: Progress) -> None:
+        if self._data is not None and await self._data.needs(seen):
+            await self._data.fetch(seen, progress)
+        reference = (await self._source(seen)).reference
+        await self._loads.bring(self._computes[_place(seen)], reference, seen.image, progress)
+
+    async def _source(self, environment: Environment) -> Source:
+        return await self._images.source(environment) if self._images else Source(environment.image)
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
-        source = await self._images.source(environment) if self._images else Source(environment.image)
+        source = await self._source(environment)
         files = await self._guests.prepare(environment)
         spec = WorkloadSpec(
             id=environment.id, name=environment.name, owner=environment.owner_name,
-            workspace=await self._rows.workspace_name(environment.workspace_id), image=source.reference,
+            workspace=await self._rows.workspace_name(environment.workspace_id),
+            image=self._loads.name_there(compute, source.reference),
             image_title=environment.image, image_auth=source.auth,
             cpus=environment.cpus, memory=environment.memory,
             variables={name: str(value) for name, value in environment.variables.items()}, guest_files=files,

@@ -13,6 +13,7 @@ from typing import Protocol
 from sqlalchemy import exists, select
 
 from backends.compute.contract import Compute, HasImages
+from backends.image_names import loaded_name
 from backends.images import TOPIC, Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
@@ -147,5 +148,6 @@ class ImageReconciler:
             if isinstance(compute, HasImages):
                 try:
                     await compute.drop_image(reference)
+                    await compute.drop_image(loaded_name(reference))
                 except AshoreError as error:
                     log.warning("%s keeps its copy of '%s': %s", place, row.title, error.message)

@@ -27,6 +27,7 @@ from backends.compute.docker.engine import AWAY, GONE, Engine, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
+from backends.compute.docker.sending import send
 from backends.compute.docker.stream import ExecStream, open_stream
 from backends.compute.places import Capacity, GpuDriver, GpuFact, GpuLoad
 from backends.compute.volumes import VolumeWriter
@@ -46,6 +47,8 @@ _GPUS_SECONDS = 300
 """How long what another machine said of its GPUs is believed."""
 _LOADS_SECONDS = 15
 """The same of how busy they are; a container is made for each answer."""
+_UNPACK_SECONDS = 3600.0
+"""What an engine may take to unpack an image that it has got."""
 MIB = 1024**2
 _NOT_FOUND = 127
 """What a shell says when there is no such program."""
@@ -246,6 +249,14 @@ class DockerCompute:
     async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
         with translated():
             await self._engine.pull(config.check_image(reference), progress, title, auth)
+
+    async def image_id(self, name: str) -> str:
+        found = await self._engine.known_image(config.check_image(name))
+        # Podman leaves the algorithm out.
+        return "" if found is None else f"sha256:{str(found['Id']).removeprefix('sha256:')}"
+
+    async def load_image(self, archive: AsyncGenerator[bytes], title: str) -> None:
+        await send(archive, self._engine.load, title=f"'{title}'", settle_seconds=_UNPACK_SECONDS)
 
     async def drop_image(self, reference: str) -> None:
         await self._engine.delete_image(reference)

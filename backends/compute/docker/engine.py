@@ -123,8 +123,17 @@ class Engine:
         async for event in self._events(f"images/{repository}/push", {"tag": tag}, headers, b""):
             yield event
 
+    async def load(self, archive: AsyncIterator[bytes]) -> None:
+        """Take images out of an archive, with the names in it. It ends when `archive` does: see `sending`."""
+        async with contextlib.aclosing(
+            self._events("images/load", {"quiet": "1"}, {"Content-Type": "application/x-tar"}, archive)
+        ) as events:
+            async for event in events:
+                if "error" in event:
+                    raise _translate(DockerError(500, event["error"]))
+
     async def _events(
-        self, path: str, parameters: Mapping[str, str], headers: Mapping[str, str], body: bytes
+        self, path: str, parameters: Mapping[str, str], headers: Mapping[str, str], body: bytes | AsyncIterator[bytes]
     ) -> AsyncGenerator[Mapping[str, Any]]:
         """JSON documents, one a line. One may be as long as what a program wrote at once, six times over."""
         rest = b""
