@@ -52,10 +52,14 @@ class _Identity:
 
 
 class EmbeddedRegistry:
-    """The registry of one directory, from `start` to `close`. One process of a house runs it."""
+    """The registry of one directory, from `start` to `close`. One process of a house runs it.
 
-    def __init__(self, directory: Path, *, log: Path) -> None:
+    `spare`: bytes that stay free on its disk, for what else is kept there.
+    """
+
+    def __init__(self, directory: Path, *, log: Path, spare: int = 0) -> None:
         self._directory = directory
+        self._spare = spare
         self._log = log
         self._child = Child("the image registry", directory, log=log, mark=b"registry")
         self._program = ""
@@ -97,7 +101,9 @@ class EmbeddedRegistry:
 
     def free(self) -> int | None:
         """Bytes that its disk still takes; None if it does not run."""
-        return shutil.disk_usage(self._directory).free if self._client is not None else None
+        if self._client is None:
+            return None
+        return max(0, shutil.disk_usage(self._directory).free - self._spare)
 
     def note_garbage(self) -> None:
         """Something was deleted, or given up half-way: `collect` has something to do."""
@@ -174,7 +180,13 @@ class EmbeddedRegistry:
             return False
         return True
 
+    def _drop_uploads(self) -> None:
+        """What was being sent when somebody hung up: the registry keeps it for a day, and it may be a whole layer."""
+        for folder in (self._directory / "data").glob("docker/registry/v2/repositories/**/_uploads"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     async def _run_collector(self) -> None:
+        await asyncio.to_thread(self._drop_uploads)
         process = await asyncio.create_subprocess_exec(
             self._program, "garbage-collect", "config.yml", cwd=self._directory, env=self._variables(),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
