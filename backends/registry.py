@@ -95,10 +95,14 @@ class Registry:
 
     # ---- blobs -----------------------------------------------------------------------------------------------
     async def has_blob(self, repository: str, digest: str) -> bool:
+        return await self.blob_size(repository, digest) is not None
+
+    async def blob_size(self, repository: str, digest: str) -> int | None:
+        """Its bytes; None if it is not there."""
         with contextlib.suppress(NotFound):
-            async with self._call("HEAD", self._path(repository, "blobs", digest), scope=repository):
-                return True
-        return False
+            async with self._call("HEAD", self._path(repository, "blobs", digest), scope=repository) as answer:
+                return int(answer.headers.get("Content-Length", "0"))
+        return None
 
     async def blob(self, repository: str, digest: str, *, most: int = _LARGEST_MANIFEST) -> bytes:
         """A small blob, such as a configuration; BadInput if it is larger than `most` bytes."""
@@ -325,6 +329,8 @@ class BlobUpload:
         self.is_finished = False
 
     async def send(self, pieces: AsyncIterable[bytes]) -> None:
+        """All of it. Pieces that end before the end leave an upload that can be cancelled; if they raise, registries do
+        not know any more how much they have, and keep it until they sweep."""
         headers = {"Content-Type": "application/octet-stream"}
         async with self._registry._call(
             "PATCH", self._url, scope=self._repository, data=pieces, headers=headers

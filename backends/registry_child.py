@@ -59,10 +59,14 @@ class _Identity:
 
 
 class EmbeddedRegistry:
-    """The registry of one directory, from `start` to `close`. One process of a house runs it."""
+    """The registry of one directory, from `start` to `close`. One process of a house runs it.
 
-    def __init__(self, directory: Path, *, log: Path) -> None:
+    `spare`: bytes that stay free on its disk, for what else is kept there.
+    """
+
+    def __init__(self, directory: Path, *, log: Path, spare: int = 0) -> None:
         self._directory = directory
+        self._spare = spare
         self._log = log
         self._child = Child("the image registry", directory, log=log, mark=b"registry")
         collecting = directory / "collecting"
@@ -111,7 +115,9 @@ class EmbeddedRegistry:
 
     def free(self) -> int | None:
         """Bytes that its disk still takes; None if it does not run."""
-        return shutil.disk_usage(self._directory).free if self._client is not None else None
+        if self._client is None:
+            return None
+        return max(0, shutil.disk_usage(self._directory).free - self._spare)
 
     def note_garbage(self) -> None:
         """Something was deleted, or given up half-way: `collect` has something to do."""
@@ -201,8 +207,14 @@ class EmbeddedRegistry:
             return False
         return True
 
+    def _drop_uploads(self) -> None:
+        """What was being sent when somebody hung up: the registry keeps it for a day, and it may be a whole layer."""
+        for folder in (self._directory / "data").glob("docker/registry/v2/repositories/**/_uploads"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     async def _run_collector(self) -> None:
         """As a child that dies with us: it must not go on when the next gateway lets people push."""
+        await asyncio.to_thread(self._drop_uploads)
         command = [self._program, "garbage-collect", str(self._directory.resolve() / _READING)]
         await self._collector.spawn(command, self._variables())
         try:

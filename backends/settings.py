@@ -523,13 +523,15 @@ class ImageSettings(Group):
     """An archive of an image that has not become one, interrupted uploads included, is thrown away this long after its
     last byte, hours."""
     archive_gib: Annotated[float, Field(gt=0)] = 100.0
-    """Size that an archive may have, and each layer in it unpacked, GiB."""
+    """Size that an archive may have, and all layers of its image together, unpacked, GiB. One that the image has twice
+    counts twice, as where it runs."""
     archive_files: Annotated[int, Field(ge=16)] = 10_000
     """Entries that an archive may have."""
     archive_ratio: Annotated[float, Field(ge=2)] = 200.0
     """How many times its size a compressed archive or layer may unpack to; what is more is made to fill disks."""
-    archives_parallel: Annotated[int, Field(ge=1)] = 1
-    """Archives that are read at once; more wait in the order of their arrival."""
+    archives_parallel: Annotated[int, Field(ge=1)] = 2
+    """Archives that are read at once; more wait in the order of their arrival. One that takes longer than a quarter of
+    an hour and a second for each 4 MiB has failed."""
 
 
 class BackendSettings(Group):

@@ -129,7 +129,8 @@ async def _prepare(
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
-        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+        spare = settings.objects.spare_mib << 20
+        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log", spare=spare)
         backends = await _with_registry(stack, settings, registry)
     house_settings = HouseSettings(
         database=settings.database,

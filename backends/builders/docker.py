@@ -15,6 +15,7 @@ from contextlib import aclosing
 from typing import Any
 
 from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.builders.pulling import PullLines
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -66,9 +67,7 @@ class DockerBuilder:
         """The id of the base, fetched if it is not here."""
         auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
         try:
-            if await self._engine.known_image(base) is None:
-                write(f"pulling {base}\n".encode())
-            image = await self._engine.image(base, lambda _: None, auth=auth)
+            image = await self._engine.image(base, PullLines(write).see, auth=auth)
         except BadInput as error:
             raise StepFailed(error.message, 1) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))

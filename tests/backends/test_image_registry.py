@@ -297,6 +297,23 @@ async def test_deleted_layers_give_their_space_back(
     assert blobs(tmp_path) > 1_000_000
 
 
+async def test_what_was_cut_off_gives_its_space_back(
+    registry: Registry, child: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    """The registry does not know how much it has then, refuses to give it up, and would keep it for a day."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(3 << 20)
+        raise BadInput("hung up")
+
+    with pytest.raises(Unavailable):
+        async with registry.upload("w/i/model") as upload:
+            await upload.send(broken())
+    assert blobs(tmp_path) == 3 << 20
+    await child.collect()
+    assert blobs(tmp_path) == 0
+
+
 async def test_without_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -242,6 +242,38 @@ async def test_a_base_that_says_onbuild_is_refused(bench: Workbench, triggering_
     assert not bench.leftovers()
 
 
+async def test_the_pull_of_a_base_is_told_in_a_few_lines(
+    bench: Workbench, registry: RegistrySettings, tmp_path: Path
+) -> None:
+    """Docker tells of each layer some times a second; the log of a build has a line for each tenth of the whole."""
+    if bench.name != "docker":
+        return  # buildah has its own words, and memory no bases
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nCOPY one /\nCOPY two /\n")
+    for name in ("one", "two"):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(24):
+                file.write(secrets.token_bytes(1 << 20))
+    (tmp_path / "push").mkdir()
+    subprocess.run(["docker", "build", "-t", "heavy:v1", tmp_path], check=True, capture_output=True)
+    try:
+        heavy = registries.push_base(registry, tmp_path / "push", "heavy:v1")
+    finally:
+        docker("rmi", "heavy:v1")
+    log = Log()
+    made = recipe(parse("RUN echo built"), heavy, {LABEL: "1"})
+    try:
+        await bench.builder.build(Order("0" * 16, made, f"{bench.registry.prefix}tests/heavy:v1"), log)
+    finally:
+        for image in (f"{bench.registry.prefix}tests/heavy:v1", heavy):
+            subprocess.run(["docker", "rmi", image], check=False, capture_output=True)
+    lines = [line for line in log.text.splitlines() if line.startswith(f"pulling {heavy}")]
+    told = [int(found[1]) for line in lines if (found := re.search(r" (\d+) %$", line))]
+    assert lines[0] == f"pulling {heavy}"
+    assert told
+    assert len(lines) < 30, lines
+    assert "built" in log.text
+
+
 async def test_our_login_does_not_go_with_a_base_that_is_not_ours(bench: Workbench, base: str) -> None:
     """It stands in another project of the same registry, which nobody may read but us."""
     if not bench.runs:
