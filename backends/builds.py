@@ -21,7 +21,6 @@ from backends.dockerfiles.rules import check
 from backends.dockerfiles.source import Problem
 from backends.image_names import LATEST, ImageName, parse_image
 from backends.images import NO_REGISTRY, Images
-from backends.settings import BuildSettings
 from storage.access import Action, Caller, Owned, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
@@ -30,6 +29,8 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.names import printable
+from storage.quota_limits import QuotaLine, Resource
+from storage.quotas import Owner, Quotas, refusals_of
 from storage.records import Build, BuildState, ImageKind, Workspace
 
 TOPIC = "build"
@@ -85,6 +86,15 @@ class BuildView:
 
 
 @dataclass(frozen=True)
+class BuildRoom:
+    """How many builds are open, of how many that may be; the caller's line first, then that of the workspace."""
+
+    quotas: Sequence[QuotaLine]
+    refusals: Sequence[str]
+    """Why none more fits now; empty if one does."""
+
+
+@dataclass(frozen=True)
 class LogPiece:
     """Whole lines of a log, and the offset behind them, from which to go on."""
 
@@ -101,7 +111,7 @@ class Builds:
         audit: AuditTrail,
         changes: Changes,
         images: Images,
-        settings: BuildSettings,
+        quotas: Quotas,
         directory: Path,
         *,
         why_not: str = "",
@@ -111,7 +121,7 @@ class Builds:
         self._audit = audit
         self._changes = changes
         self._images = images
-        self._settings = settings
+        self._quotas = quotas
         self._directory = directory
         self._why_not = why_not
         self._clock = clock
@@ -120,6 +130,12 @@ class Builds:
         """The reasons why this cannot be built, with their places; nothing is kept."""
         require(caller, Action.BUILD_CHECK)
         return await asyncio.to_thread(_problems, text)
+
+    async def room(self, caller: Caller) -> BuildRoom:
+        """What a request would be told about quotas, before anything is written."""
+        require(caller, Action.BUILD_CHECK)
+        async with self._database.reading() as tx:
+            return await self._room(tx, caller)
 
     async def request(self, caller: Caller, name: str, tag: str, *, base: str, text: str) -> BuildView:
         """Queue a build of `name:tag`. DockerfileRefused, BadInput, InUse, OverQuota, Conflict with the reason."""
@@ -241,12 +257,15 @@ class Builds:
             raise Unavailable(self._why_not)
 
     async def _hold(self, tx: Transaction, caller: Caller) -> None:
-        """OverQuota if the caller has too many builds open."""
-        count = await tx.scalar(
-            select(func.count()).select_from(Build).where(Build.owner_id == caller.user_id, Build.state.in_(OPEN))
-        )
-        if (count or 0) >= self._settings.open_per_user:
-            raise OverQuota(f"you have {count} builds that wait or run: wait for one of them, or cancel it")
+        """OverQuota if the caller, or the caller's workspace, has too many builds open."""
+        await self._quotas.hold(tx, Owner.of(caller))
+        room = await self._room(tx, caller)
+        if room.refusals:
+            raise OverQuota("; ".join(room.refusals))
+
+    async def _room(self, tx: Transaction, caller: Caller) -> BuildRoom:
+        lines = await self._quotas.lines_of(tx, Owner.of(caller), (Resource.BUILDS,))
+        return BuildRoom(lines, refusals_of(caller, lines, {Resource.BUILDS: 1}))
 
     async def _next_number(self, tx: Transaction, caller: Caller, name: str) -> int:
         query = select(func.max(Build.number)).where(

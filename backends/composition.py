@@ -106,8 +106,8 @@ def quotas_of(
     backends: BackendSettings,
 ) -> Quotas:
     """The quotas, with what the settings of three rooms allow everybody."""
-    each = backends.environments.limit_per_user
-    return Quotas(database, audit, changes, quotas, objects, environments=each)
+    environments, builds = backends.environments.limit_per_user, backends.builds.open_per_user
+    return Quotas(database, audit, changes, quotas, objects, environments=environments, builds=builds)
 
 
 def secret(text: str) -> SecretStr:
@@ -154,10 +154,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         shelf = ImageShelf(database, audit, store, uploads, images, settings.backends.images, tree)
         files = Files(tree, environments, guests, artifacts=kept, images=shelf)
         stack.push_async_callback(files.close)
-        builds = Builds(
-            database, audit, changes, images, settings.backends.builds, data / "builds",
-            why_not=why_not(settings.backends),
-        )  # fmt: skip
+        builds = Builds(database, audit, changes, images, quotas, data / "builds", why_not=why_not(settings.backends))
         yield Services(
             database=database,
             audit=audit,

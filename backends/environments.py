@@ -37,10 +37,12 @@ from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuot
 from storage.names import check_resource, check_user, printable
 from storage.quota_limits import RUNNING, QuotaLine, holds
 from storage.quotas import Owner, Quotas, refusals_of
-from storage.records import Application, Environment, EnvironmentState, Lifecycle, User, Wish
+from storage.records import Application, Environment, EnvironmentState, Lifecycle, LostEnvironment, User, Wish
 from storage.uses import Mounted, Uses, mounted
 
 _MOST_LOG_LINES = 10_000
+_TOLD_FOR = timedelta(days=14)
+"""For how long owners are told that an environment was given up with its host."""
 _SETTLED = (EnvironmentState.RUNNING, EnvironmentState.STOPPED, EnvironmentState.FAILED)
 
 
@@ -91,6 +93,15 @@ class Environments:
     async def show(self, caller: Caller, name: str) -> Environment:
         """One environment: `name`, or `name.owner` for administrators. NotFound if it may not be seen."""
         return await self._load(caller, Action.ENVIRONMENT_SHOW, name)
+
+    async def lost(self, caller: Caller) -> Sequence[LostEnvironment]:
+        """Those of the caller that were given up with their hosts of late, the newest first."""
+        require(caller, Action.ENVIRONMENT_LIST)
+        query = select(LostEnvironment).where(
+            LostEnvironment.owner_id == caller.user_id, LostEnvironment.lost > self._clock() - _TOLD_FOR
+        )
+        async with self._database.reading() as tx:
+            return (await tx.scalars(query.order_by(LostEnvironment.lost.desc(), LostEnvironment.name))).all()
 
     async def quotas(self, caller: Caller) -> Sequence[QuotaLine]:
         """What the caller's and the workspace's environments use and may use."""

@@ -1,7 +1,7 @@
 """What environments do with their GPUs: as figures for people, and as a sign of life.
 
-Hosts are asked by the optional power `HasGpuLoads` of their computes. One that does not answer, or cannot tell, is left
-out: what is not known is no sign of life, and no error.
+Hosts are asked by the optional power `HasGpuLoads` of their computes. One that cannot tell is left out, of
+one that does not answer that is said: what is not known is no sign of life, and no error.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class GpuUse:
     """Percent, of the environment's own processes; None: not known."""
     own_memory: int | None = None
     """Bytes."""
+    age: float | None = 0.0
+    """Seconds since this was so; 0: it is of now. None: the driver does not answer, and nothing is known."""
 
 
 async def gpu_uses(
@@ -58,6 +60,8 @@ async def gpu_uses(
 def is_busy(environment: Environment, uses: Sequence[GpuUse], percent: float) -> bool:
     """Whether one of its cards computes for it; where others have the card too, only its own processes count."""
     for use in uses:
+        if use.age != 0:
+            continue  # what was so once is no sign of life now
         known = use.utilization if environment.gpu_mode is GpuMode.EXCLUSIVE else use.own_utilization
         if known is not None and known > percent:
             return True
@@ -106,7 +110,8 @@ class GpuSigns:
                 self._activity.sign(row.id)
 
 
-async def _loads(computes: Mapping[str, Compute], place: str) -> Mapping[str, GpuLoad]:
+async def _loads(computes: Mapping[str, Compute], place: str) -> Mapping[str, GpuLoad] | None:
+    """By UUID; None: its driver, or its engine, does not answer."""
     compute = computes.get(place)
     if not isinstance(compute, HasGpuLoads):
         return {}
@@ -114,10 +119,12 @@ async def _loads(computes: Mapping[str, Compute], place: str) -> Mapping[str, Gp
         async with asyncio.timeout(_PATIENCE):
             return {load.uuid: load for load in await compute.gpu_loads()}
     except (AshoreError, TimeoutError):
-        return {}
+        return None
 
 
-def _uses(environment: Environment, loads: Mapping[str, GpuLoad]) -> Sequence[GpuUse]:
+def _uses(environment: Environment, loads: Mapping[str, GpuLoad] | None) -> Sequence[GpuUse]:
+    if loads is None:
+        return [GpuUse(uuid, str(model), None, 0, 0, age=None) for uuid, model in environment.cards.items()]
     return [
         _use(uuid, str(model), loads[uuid], environment.handle)
         for uuid, model in environment.cards.items()
@@ -127,7 +134,7 @@ def _uses(environment: Environment, loads: Mapping[str, GpuLoad]) -> Sequence[Gp
 
 def _use(uuid: str, model: str, load: GpuLoad, handle: str) -> GpuUse:
     if load.shares is None:
-        return GpuUse(uuid, model, load.utilization, load.used, load.memory)
+        return GpuUse(uuid, model, load.utilization, load.used, load.memory, age=load.age)
     share = load.shares.get(handle)
     utilization, memory = (share.utilization, share.memory) if share is not None else (0, 0)
-    return GpuUse(uuid, model, load.utilization, load.used, load.memory, utilization, memory)
+    return GpuUse(uuid, model, load.utilization, load.used, load.memory, utilization, memory, load.age)

@@ -16,16 +16,19 @@ from sqlalchemy import delete, func, select
 from backends.data_cache import CacheUse, measure
 from backends.data_sites import cache_directory
 from backends.placement import Room
+from backends.removal import remove_record
 from backends.reservations import Reservations
 from backends.settings import HERE, BackendSettings
 from storage.access import Action, Caller, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
+from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import Conflict, NotFound
 from storage.names import check_resource, printable
-from storage.records import Environment, Gpu, Host, HostState
+from storage.records import Environment, Gpu, Host, HostState, LostEnvironment
+from storage.uses import Uses
 
 TOPIC = "host"
 _LONGEST_REASON = 200
@@ -42,6 +45,12 @@ class HostView:
     """Every environment that has its home there."""
     cache: CacheUse = CacheUse()
     """What copies of data sets and models take there."""
+    gpu_driver: str = ""
+    """Version of NVIDIA's driver there, as it was told last; empty: none, or not known, as `cuda`."""
+    cuda: str = ""
+    """The newest CUDA that this driver knows."""
+    gpu_trouble: str = ""
+    """Why its GPUs could not be asked the last time."""
     shared_root: str = ""
     """Where the bucket is mounted there already; nothing is copied then."""
 
@@ -64,6 +73,7 @@ class Hosts:
         changes: Changes,
         settings: BackendSettings,
         data: Path | None = None,
+        clock: Clock = now,
     ) -> None:
         """`data` is the data directory, where it is noted what copies hosts have."""
         self._database = database
@@ -72,6 +82,8 @@ class Hosts:
         self._reservations = Reservations(settings)
         self._settings = settings
         self._data = data
+        self._clock = clock
+        self._uses = Uses(database, clock)
         self._named = frozenset(settings.docker.hosts or (HERE,))
 
     async def list(self, caller: Caller) -> Sequence[HostView]:
@@ -104,6 +116,21 @@ class Hosts:
         require(caller, Action.HOST_FORGET)
         await self._forget(Event.by(caller, Action.HOST_FORGET), name)
 
+    async def losses(self, caller: Caller, name: str) -> Sequence[Environment]:
+        """What `forget_with_environments` would give up. Conflict: it would refuse."""
+        require(caller, Action.HOST_FORGET)
+        return await self._losses(name)
+
+    async def forget_with_environments(self, caller: Caller, name: str) -> Sequence[Environment]:
+        """Drop a host that is gone for ever, and every environment that has its home there; which those were.
+
+        What they hold is given back: room, GPUs, quotas, data. Their homes are lost, and what of their output was not
+        kept. Nobody asks the machine, so Conflict while it is online. Should it come back, what is left there is
+        reported and not touched.
+        """
+        require(caller, Action.HOST_FORGET)
+        return await self._give_up(Event.by(caller, Action.HOST_FORGET), name)
+
     # ---- for the operator ------------------------------------------------------------------------------------
     async def all(self) -> Sequence[HostView]:
         async with self._database.reading() as tx:
@@ -119,6 +146,12 @@ class Hosts:
 
     async def forget_by_operator(self, name: str) -> None:
         await self._forget(Event(Action.HOST_FORGET, actor="operator"), name)
+
+    async def losses_by_operator(self, name: str) -> Sequence[Environment]:
+        return await self._losses(name)
+
+    async def forget_with_environments_by_operator(self, name: str) -> Sequence[Environment]:
+        return await self._give_up(Event(Action.HOST_FORGET, actor="operator"), name)
 
     # ---- inside ----------------------------------------------------------------------------------------------
     async def _drain(self, event: Event, name: str, reason: str) -> HostView:
@@ -149,17 +182,52 @@ class Hosts:
                 raise Conflict(f"the host '{name}' is online and in the settings: take it out of them first")
             count = await tx.scalar(select(func.count()).select_from(Environment).where(Environment.host == name))
             if count:
-                raise Conflict(f"the host '{name}' has environments ({count}): delete them first")
-            await self._audit.add(tx, replace(event, thing=name))
-            await tx.execute(delete(Gpu).where(Gpu.host == name))
-            await tx.delete(row)
+                raise Conflict(
+                    f"the host '{name}' has environments ({count}): delete them first, or give them up with it "
+                    "(--with-environments)"
+                )
+            await self._drop(tx, replace(event, thing=name), row)
         self._changes.tell(TOPIC, name)
+
+    async def _losses(self, name: str) -> Sequence[Environment]:
+        check_resource(name, kind="host")
+        async with self._database.reading() as tx:
+            return await _placed(tx, _not_up(await _row(tx, name)))
+
+    async def _give_up(self, event: Event, name: str) -> Sequence[Environment]:
+        check_resource(name, kind="host")
+        async with self._database.writing() as tx:
+            row = _not_up(await _row(tx, name, lock=True))
+            placed = await _placed(tx, row, lock=True)
+            for one in placed:
+                facts = {"environment": one.id, "owner": one.owner_name, "host": name, "state": one.state.value}
+                held = {"gpus": list(one.cards)} if one.reserves and one.cards else {}
+                lost = replace(event, action="environment.lost", thing=one.name, detail=facts | held)
+                await self._audit.add(tx, lost)
+                tx.add(
+                    LostEnvironment(
+                        id=one.id, owner_id=one.owner_id, owner_name=one.owner_name, name=one.name, host=name,
+                        lost=self._clock(),
+                    )
+                )  # fmt: skip
+                await remove_record(tx, self._uses, one)
+            await self._drop(tx, replace(event, thing=name, detail={"environments": len(placed)}), row)
+        self._changes.tell(TOPIC, name)
+        for one in placed:
+            self._changes.tell("environment", one.id)
+        return placed
+
+    async def _drop(self, tx: Transaction, event: Event, row: Host) -> None:
+        await self._audit.add(tx, event)
+        await tx.execute(delete(Gpu).where(Gpu.host == row.name))
+        await tx.delete(row)
 
     async def _view(self, tx: Transaction, row: Host) -> HostView:
         (room,) = await self._reservations.rooms(tx, row.compute, [row.name])
-        query = select(Environment).where(Environment.compute == row.compute, Environment.host == row.name)
-        placed = (await tx.scalars(query.order_by(Environment.owner_name, Environment.name))).all()
-        return HostView(row.compute, room, row.last_heartbeat, placed)
+        return HostView(
+            row.compute, room, row.last_heartbeat, await _placed(tx, row),
+            gpu_driver=row.gpu_driver, cuda=row.cuda, gpu_trouble=row.gpu_trouble,
+        )  # fmt: skip
 
     async def _with_cache(self, view: HostView) -> HostView:
         host = self._settings.docker.hosts.get(view.name)
@@ -179,4 +247,17 @@ async def _row(tx: Transaction, name: str, *, lock: bool = False) -> Host:
     row = await tx.get(Host, name, with_for_update=lock)
     if row is None:
         raise NotFound(f"there is no host '{name}'")
+    return row
+
+
+async def _placed(tx: Transaction, row: Host, *, lock: bool = False) -> Sequence[Environment]:
+    query = select(Environment).where(Environment.compute == row.compute, Environment.host == row.name)
+    query = query.order_by(Environment.owner_name, Environment.name)
+    return (await tx.scalars(query.with_for_update() if lock else query)).all()
+
+
+def _not_up(row: Host) -> Host:
+    """Whatever the settings say: while it answers, what runs there would go on with nobody to stop it."""
+    if row.is_up:
+        raise Conflict(f"the host '{row.name}' is online: only what is on a host that is offline can be given up")
     return row

@@ -466,7 +466,8 @@ class BuildSettings(Group):
     parallel: Annotated[int, Field(ge=1, le=64)] = 2
     """Builds that run at once; more wait in the order of their making."""
     open_per_user: Annotated[int, Field(ge=1)] = 4
-    """Builds that one person may have waiting or running."""
+    """Builds that one person may have waiting or running. It is the quota of builds of everybody whom `quota set
+    --builds` gives nothing else; for workspaces `quotas.workspace_builds`."""
     timeout_minutes: Annotated[float, Field(gt=0)] = 60.0
     """A build that takes longer is ended, minutes."""
     cpus: Annotated[float, Field(ge=0)] = 0.0

@@ -155,7 +155,7 @@ def _add_quotas(commands: Commands) -> None:
         _json(parser)
         parser.add_argument("--user", metavar="NAME", default="", help="of this person")
         parser.add_argument("--workspace", metavar="NAME", default="", help="of this workspace")
-    for resource in ("environments", "cpus", "memory", "gpus", "storage", "uploads", "parked"):
+    for resource in ("environments", "cpus", "memory", "gpus", "storage", "uploads", "parked", "builds"):
         change.add_argument(
             f"--{resource}", metavar="AMOUNT", type=_quota(resource), default=None,
             help="a number or a size such as 16GiB, 'unlimited', or 'default'",
@@ -169,6 +169,10 @@ def _add_hosts(commands: Commands) -> None:
     drain.add_argument("--reason", metavar="WORDS", default="", help="shown to everybody who is turned away")
     resume = _add(hosts, "resume", "hosts:resume", "let environments start on a host again")
     forget = _add(hosts, "forget", "hosts:forget", "drop what is known of a host that is offline or in no settings")
+    forget.add_argument(
+        "--with-environments", action="store_true", help="give up the environments there: their homes are lost"
+    )
+    forget.add_argument("--dry-run", action="store_true", help="say which those are, and change nothing")
     for parser in (drain, resume, forget):
         parser.add_argument("name", metavar="NAME", help="as in the settings; 'here' where they name none")
     for parser in (listed, drain, resume, forget):

@@ -2,7 +2,7 @@
 
 Environments count from their creation to their end, also while they are stopped. Their CPUs, memory and GPUs count
 while they run, are wished to run, or may still hold what they had. Each GPU counts one, also one that is shared and a
-MIG device: a quota says on how many somebody may be.
+MIG device: a quota says on how many somebody may be. Builds of images count while they wait or run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Resource(StrEnum):
     STORAGE = "storage"
     UPLOADS = "uploads"
     PARKED = "parked"
+    BUILDS = "builds"
 
     @property
     def noun(self) -> str:
@@ -57,13 +58,14 @@ _NOUNS = {
     Resource.STORAGE: "storage",
     Resource.UPLOADS: "interrupted uploads",
     Resource.PARKED: "interrupted uploads' storage",
+    Resource.BUILDS: "open builds",
 }
 _IN_BYTES = frozenset({Resource.MEMORY, Resource.STORAGE, Resource.PARKED})
 RUNNING = (Resource.ENVIRONMENTS, Resource.CPUS, Resource.MEMORY, Resource.GPUS)
 """What environments use."""
 OF = {
     Holder.USER: tuple(Resource),
-    Holder.WORKSPACE: (*RUNNING, Resource.STORAGE),
+    Holder.WORKSPACE: (*RUNNING, Resource.STORAGE, Resource.BUILDS),
 }
 Amounts = Mapping[Resource, float]
 Allowed = Mapping[Resource, float | None]
@@ -104,8 +106,10 @@ class QuotaLine:
         )
 
 
-def defaults(quotas: QuotaSettings, objects: ObjectSettings, *, environments: int) -> Mapping[Holder, Allowed]:
-    """What the settings allow everybody; `environments` for each person."""
+def defaults(
+    quotas: QuotaSettings, objects: ObjectSettings, *, environments: int, builds: int
+) -> Mapping[Holder, Allowed]:
+    """What the settings allow everybody; `environments` and `builds` for each person."""
 
     def limit(amount: float, unit: int = 1) -> float | None:
         return amount * unit or None
@@ -119,6 +123,7 @@ def defaults(quotas: QuotaSettings, objects: ObjectSettings, *, environments: in
             Resource.STORAGE: limit(quotas.user_storage_gib, _GIB),
             Resource.UPLOADS: objects.parked_most,
             Resource.PARKED: objects.parked_gib * _GIB,
+            Resource.BUILDS: builds,
         },
         Holder.WORKSPACE: {
             Resource.ENVIRONMENTS: limit(quotas.workspace_environments),
@@ -126,6 +131,7 @@ def defaults(quotas: QuotaSettings, objects: ObjectSettings, *, environments: in
             Resource.MEMORY: limit(quotas.workspace_memory_mib, _MIB),
             Resource.GPUS: limit(quotas.workspace_gpus),
             Resource.STORAGE: limit(objects.workspace_gib, _GIB),
+            Resource.BUILDS: limit(quotas.workspace_builds),
         },
     }
 

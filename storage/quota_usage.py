@@ -9,7 +9,19 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from storage.asset_rows import known_usage
 from storage.database.transaction import Transaction
 from storage.quota_limits import HOLDING, RUNNING, Amounts, Resource, Subject
-from storage.records import Artifact, Asset, AssetKind, Environment, EnvironmentState, Holder, User, Wish, Workspace
+from storage.records import (
+    Artifact,
+    Asset,
+    AssetKind,
+    Build,
+    BuildState,
+    Environment,
+    EnvironmentState,
+    Holder,
+    User,
+    Wish,
+    Workspace,
+)
 from storage.upload_rows import held_by
 
 HOLDS: ColumnElement[bool] = or_(
@@ -37,6 +49,8 @@ async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resou
         used[Resource.STORAGE] = sum([(await known_usage(tx, prefix)).bytes for prefix in prefixes])
     if wanted & {Resource.UPLOADS, Resource.PARKED}:
         used |= await _by_uploads(tx, subject)
+    if Resource.BUILDS in wanted:
+        used[Resource.BUILDS] = await _open_builds(tx, subject)
     return {resource: used[resource] for resource in resources}
 
 
@@ -74,3 +88,9 @@ async def _by_environments(tx: Transaction, subject: Subject) -> Amounts:
 async def _by_uploads(tx: Transaction, subject: Subject) -> Amounts:
     held = await held_by(tx, subject.id)
     return {Resource.UPLOADS: held.files, Resource.PARKED: held.bytes}
+
+
+async def _open_builds(tx: Transaction, subject: Subject) -> int:
+    column = Build.owner_id if subject.holder is Holder.USER else Build.workspace_id
+    is_open = Build.state.in_([state for state in BuildState if not state.is_over])
+    return await tx.scalar(select(func.count()).select_from(Build).where(column == subject.id, is_open)) or 0

@@ -34,6 +34,7 @@ from storage.settings import ObjectSettings, QuotaSettings
 TOPIC = "quota"
 _FRESH = 2.0
 _ENVIRONMENTS = 20
+_BUILDS = 4
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,16 @@ class Quotas:
         objects: ObjectSettings | None = None,
         *,
         environments: int = _ENVIRONMENTS,
+        builds: int = _BUILDS,
         clock: Clock = now,
     ) -> None:
         self._database = database
         self._audit = audit
         self._changes = changes
         self._clock = clock
-        self._defaults = defaults(settings or QuotaSettings(), objects or ObjectSettings(), environments=environments)
+        self._defaults = defaults(
+            settings or QuotaSettings(), objects or ObjectSettings(), environments=environments, builds=builds
+        )
         self._known: dict[tuple[Holder, str], Quota] = {}
         self._known_at = 0.0
 
@@ -141,7 +145,7 @@ class Quotas:
     ) -> Sequence[QuotaLine]:
         values = {resource: checked(resource, amount, holder) for resource, amount in amounts.items()}
         if not values:
-            raise BadInput("say what to set: environments, cpus, memory, gpus, storage, uploads or parked")
+            raise BadInput("say what to set: environments, cpus, memory, gpus, storage, uploads, parked or builds")
         async with self._database.writing() as tx:
             subject = await _subject(tx, holder, name)
             row = await tx.get(Quota, (holder, subject.id))

@@ -90,6 +90,9 @@ class QuotaSettings(Group):
     """Memory that the environments of one workspace may have together while they run, MiB. 0: no limit."""
     workspace_gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs that the environments of one workspace may have together while they run. 0: no limit."""
+    workspace_builds: Annotated[int, Field(ge=0)] = 0
+    """Builds of images that the people of one workspace may have waiting or running together. 0: no limit. For each
+    person it is `backends.builds.open_per_user`."""
     webhook: SecretStr = SecretStr("")
     """`http://…` or `https://…` that gets one JSON message when somebody's usage crosses `warn_percent`; its `text` is
     what chat services show. Empty: nobody is told. Only this address is asked, redirects are not followed."""

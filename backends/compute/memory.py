@@ -68,6 +68,8 @@ class MemoryEngine:
         """What every running workload is said to take."""
         self.capacity = Capacity(64.0, 256 * 1024**3, is_here=True)
         self.gpus: list[GpuFact] = []
+        self.gpu_trouble = ""
+        """Why its GPUs cannot be asked."""
         self.gpu_loads: list[GpuLoad] = []
         self.driver: GpuDriver | None = None
         self.image_variables: list[str] = []
@@ -94,6 +96,8 @@ class MemoryCompute:
 
     async def gpus(self) -> Sequence[GpuFact]:
         self._answer()
+        if self._engine.gpu_trouble:
+            raise Unavailable(self._engine.gpu_trouble)
         return tuple(self._engine.gpus)
 
     async def driver(self) -> GpuDriver | None:

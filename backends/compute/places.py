@@ -91,6 +91,8 @@ class GpuLoad:
     """Bytes."""
     shares: Mapping[str, GpuShare] | None = None
     """By the handles of those who run on it. None: it is not known who does."""
+    age: float = 0.0
+    """Seconds since this was so, where the driver has not answered since; 0: it is of now."""
 
 
 @runtime_checkable
@@ -98,7 +100,7 @@ class HasGpuLoads(Protocol):
     """An optional power of a compute: it tells how busy its GPUs are."""
 
     async def gpu_loads(self) -> Sequence[GpuLoad]:
-        """As of a moment ago. Unavailable: they cannot be asked now."""
+        """As of a moment ago, or with its age what was known last. Unavailable: they cannot be asked, nor were they."""
         ...
 
 

@@ -146,7 +146,7 @@ class EnvironmentReconciler:
         present = await self._rows.present_gpus()
         states: dict[tuple[str, str], State] = {}
         for place, found in answers.items():
-            self._report_orphans(place, found, rows)
+            await self._report_orphans(place, found, rows)
             # Only its own host is asked about an environment: two of them may show the same engine.
             states |= {(place, item.environment_id): item.state for item in found}
         return [row.id for row in rows if _needs_care(row, states.get((_place(row), row.id), State.GONE),
@@ -171,13 +171,19 @@ class EnvironmentReconciler:
                 self._late.discard(place)
         return answers
 
-    def _report_orphans(self, compute: str, found: Sequence[Found], rows: Sequence[Environment]) -> None:
+    async def _report_orphans(self, compute: str, found: Sequence[Found], rows: Sequence[Environment]) -> None:
         """Say which workloads have no record. They may belong to another house on the same engine: touch nothing."""
         known = {row.id for row in rows} | self._orphans
-        for item in found:
-            if item.environment_id not in known:
-                log.warning("%s runs %s, which no record here speaks of", compute, printable(item.handle, limit=80))
-                self._orphans.add(item.environment_id)
+        orphans = [item for item in found if item.environment_id not in known]
+        lost = await self._rows.lost() if orphans else {}
+        for item in orphans:
+            was, handle = lost.get(item.environment_id), printable(item.handle, limit=80)
+            if was is None:
+                log.warning("%s runs %s, which no record here speaks of", compute, handle)
+            else:
+                facts = (compute, handle, was.name, was.owner_name, was.host)
+                log.warning("%s has %s: it was '%s' of %s, given up with the host %s; remove it there", *facts)
+            self._orphans.add(item.environment_id)
 
     # ---- act -------------------------------------------------------------------------------------------------
     async def act(self, environment_id: str) -> None:
@@ -187,6 +193,7 @@ class EnvironmentReconciler:
             self._began.pop(environment_id, None)
             await self._fetches.drop(environment_id)
             await self._copies.drop(environment_id)
+            await self._guests.drop(environment_id)
             return
         place = _place(environment)
         compute = self._computes.get(place)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import delete, select
 
 from backends.compute.contract import Compute
-from backends.compute.places import Capacity, GpuFact, HasCapacity, HasGpus, host_of, kind_of
+from backends.compute.places import Capacity, GpuDriver, GpuFact, HasCapacity, HasCuda, HasGpus, host_of, kind_of
+from backends.cuda import words_of
 from backends.hosts import TOPIC
 from backends.settings import PlacementSettings
 from storage.audit import AuditTrail, Event
@@ -31,6 +32,9 @@ MISSED = 3
 """Signs of life that may be missing before a host is offline."""
 _SILENT = "it does not answer"
 _UNKNOWN = "it is not in the settings, or has not answered since the gateway was started"
+
+_GpuAnswer = tuple[Sequence[GpuFact], GpuDriver | None]
+"""The driver is None where there is none, or it does not tell."""
 
 
 class HostWatch:
@@ -52,7 +56,7 @@ class HostWatch:
         self._settings = settings
         self._clock = clock
         self._missed: dict[str, int] = {}
-        self._asked: dict[str, asyncio.Task[Sequence[GpuFact]]] = {}
+        self._asked: dict[str, asyncio.Task[_GpuAnswer]] = {}
         """What hosts are being asked of their GPUs: a driver may hang, and must not be asked twice then."""
         self._troubles: dict[str, str] = {}
 
@@ -128,7 +132,7 @@ class HostWatch:
     async def _ask_gpus(self, hosts: Mapping[str, HasCapacity]) -> None:
         for place, compute in hosts.items():
             if isinstance(compute, HasGpus) and place not in self._asked:
-                self._asked[place] = asyncio.create_task(compute.gpus(), name=f"GPUs of {place}")
+                self._asked[place] = asyncio.create_task(_gpu_answer(compute), name=f"GPUs of {place}")
         if self._asked:
             await asyncio.wait(self._asked.values(), timeout=_GPU_SECONDS)
         # One after the other: two hosts may be the same machine, and a card belongs to one of them.
@@ -137,18 +141,34 @@ class HostWatch:
                 del self._asked[place]
                 await self._hear_gpus(place, task)
 
-    async def _hear_gpus(self, place: str, task: asyncio.Task[Sequence[GpuFact]]) -> None:
+    async def _hear_gpus(self, place: str, task: asyncio.Task[_GpuAnswer]) -> None:
         try:
-            facts = task.result()
+            facts, driver = task.result()
         except (AshoreError, TimeoutError) as error:
             # Nothing follows from it: what was known of its cards holds.
             trouble = error.message if isinstance(error, AshoreError) else _SILENT
             if self._troubles.get(place) != trouble:
                 log.warning("the GPUs of the host %s are not known: %s", host_of(place), printable(trouble, limit=300))
             self._troubles[place] = trouble
+            await self._note_gpus(host_of(place), gpu_trouble=printable(trouble, limit=300))
         else:
             self._troubles.pop(place, None)
             await self._see_gpus(host_of(place), facts)
+            known: dict[str, str] = {"gpu_trouble": ""}
+            if driver is not None or not facts:
+                known |= {"gpu_driver": driver.version if driver else ""}
+                known |= {"cuda": words_of(driver.cuda) if driver and driver.cuda else ""}
+            await self._note_gpus(host_of(place), **known)
+
+    async def _note_gpus(self, host: str, **known: str) -> None:
+        async with self._database.writing() as tx:
+            row = await tx.get(Host, host)
+            changed = row is not None and any(getattr(row, name) != value for name, value in known.items())
+            if row is not None and changed:
+                for name, value in known.items():
+                    setattr(row, name, value)
+        if changed:
+            self._changes.tell(TOPIC, host)
 
     async def _see_gpus(self, host: str, facts: Sequence[GpuFact]) -> None:
         """Write down which cards are there. One that has vanished is kept as long as somebody holds it."""
@@ -199,3 +219,13 @@ class HostWatch:
     def _tell(self, place: str) -> None:
         self._changes.tell(TOPIC, host_of(place))
         self._changes.tell("environment")
+
+
+async def _gpu_answer(compute: HasGpus) -> _GpuAnswer:
+    facts = await compute.gpus()
+    if not facts or not isinstance(compute, HasCuda):
+        return facts, None
+    try:
+        return facts, await compute.driver()
+    except (AshoreError, TimeoutError):
+        return facts, None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 
+from backends.removal import remove_record
 from backends.reservations import Reservations
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.records import Application, Environment, EnvironmentState, PublishedPort, Wish, Workspace
+from storage.records import Environment, EnvironmentState, LostEnvironment, Wish, Workspace
 from storage.uses import Uses
 
 TOPIC = "environment"
@@ -40,6 +41,11 @@ class EnvironmentRows:
     async def all(self) -> Sequence[Environment]:
         async with self._database.reading() as tx:
             return (await tx.scalars(select(Environment))).all()
+
+    async def lost(self) -> Mapping[str, LostEnvironment]:
+        """Those that were given up with their hosts, by id."""
+        async with self._database.reading() as tx:
+            return {row.id: row for row in await tx.scalars(select(LostEnvironment))}
 
     async def load(self, environment_id: str) -> Environment | None:
         async with self._database.reading() as tx:
@@ -101,10 +107,7 @@ class EnvironmentRows:
             if row is None or row.version != seen.version:
                 return row is None
             await self._audit.add(tx, _event(row, "gone", ""))
-            await self._uses.end(tx, row.id)
-            for belonging in (Application, PublishedPort):
-                await tx.execute(delete(belonging).where(belonging.environment_id == row.id))
-            await tx.delete(row)
+            await remove_record(tx, self._uses, row)
         self._changes.tell(TOPIC, seen.id)
         return True
 

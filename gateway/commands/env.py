@@ -45,6 +45,8 @@ async def _list(context: Context, options: argparse.Namespace) -> None:
         rows = [{**row, **_texts(context, one)} for row, one in zip(rows, environments, strict=True)]
     empty = "you have no environments yet: ssh gw env create NAME"
     table(context, rows, columns, as_json=options.json, empty=empty)
+    for one in () if options.json else await context.services.environments.lost(context.caller):
+        context.err(f"'{one.name}' is lost: it was given up with its host {one.host} on {one.lost:%Y-%m-%d}\n")
 
 
 async def _show(context: Context, options: argparse.Namespace) -> None:

@@ -80,16 +80,21 @@ def _gpu_row(use: GpuUse) -> Row:
     return {
         "uuid": use.uuid, "model": use.model, "percent": use.utilization, "memory_used": use.used,
         "memory": use.memory, "own_percent": use.own_utilization, "own_memory": use.own_memory,
+        "age_seconds": use.age,
     }  # fmt: skip
 
 
 def _gpu_text(use: Row) -> str:
     """`97% 12GiB/80GiB`; the environment's own share of a card that others have too is in the JSON."""
-    percent, used, memory = use["percent"], use["memory_used"], use["memory"]
+    percent, used, memory, age = use["percent"], use["memory_used"], use["memory"], use["age_seconds"]
+    if age is None:
+        return "does not answer"
     assert isinstance(used, int)
     assert isinstance(memory, int)
     busy = "-" if percent is None else f"{percent}%"
-    return f"{busy} {amount(used)}/{amount(memory)}"
+    assert isinstance(age, float)
+    old = f" ({age:.0f}s ago)" if age else ""
+    return f"{busy} {amount(used)}/{amount(memory)}{old}"
 
 
 def _texts(row: Row) -> Row:
@@ -108,6 +113,7 @@ def _arguments(parser: Parser) -> None:
 STATS = Verb(
     "stats", "show the cores, memory, processes and GPUs that running environments take", _stats, _arguments,
     about="Cores are those of the last two seconds. Memory is counted without file cache that can be given back.\n"
-    "GPUS tells for each card how much of the time it computes and how much of its memory is used, by all who have it.",
+    "GPUS tells for each card how much of the time it computes and how much of its memory is used, by all who have\n"
+    "it. A driver that does not answer is said to; with an age, the figures are what it told last.",
     examples=("env stats", "env stats train --watch", "env stats --all --json"),
 )  # fmt: skip

@@ -12,11 +12,13 @@ from backends.image_names import LATEST
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table, to_json
 from gateway.commands.parsing import Parser, Usage, Verb
-from storage.errors import BadInput
+from storage.errors import BadInput, OverQuota
 from storage.names import printable
 from storage.records import BuildState
 
 _REFUSED = 2
+_NOWHERE = 0
+"""Line and column of what is not about the text."""
 _COLUMNS = {
     "number": "BUILD", "tag": "TAG", "state": "STATE", "base": "BASE", "created": "ASKED FOR", "took": "TOOK",
     "reason": "NOTE",
@@ -56,9 +58,15 @@ async def _check(context: Context, options: argparse.Namespace) -> int | None:
         if not options.json:
             raise
         problems = [Problem(1, 1, error.message)]
-    _say_problems(context, problems, as_json=options.json)
+    refusals = (await context.services.builds.room(context.caller)).refusals
+    said = [*problems, *(Problem(_NOWHERE, _NOWHERE, refusal) for refusal in refusals)] if options.json else problems
+    _say_problems(context, said, as_json=options.json)
+    if not options.json:
+        context.err("".join(f"not now: {printable(refusal)}\n" for refusal in refusals))
     if problems:
         return _REFUSED
+    if refusals:
+        return OverQuota.exit_status
     if not options.json:
         context.err("this can be built\n")
     return None
@@ -177,7 +185,8 @@ VERBS = (
          examples=("image build tools --base debian:bookworm --wait < Dockerfile",
                    "image build tools:v2 --base pytorch:2.4 < Dockerfile")),
     Verb("check", "say what is wrong with a Dockerfile, without building it", _check,
-         about="Each problem comes with its line and column; exit status 2 if there is one.",
+         about="Each problem comes with its line and column; exit status 2 if there is one.\n"
+         "If your quota of builds has no room now, it says so, with status 1 and, in the JSON, line 0.",
          examples=("image check < Dockerfile",)),
     Verb("log", "show the log of a build", _log, _log_arguments,
          about="With -f it goes on until the build is over, and ends with status 1 if that did not become an image.\n"

@@ -24,6 +24,7 @@ _HELP = {
     Resource.STORAGE: "files of data sets and models",
     Resource.UPLOADS: "interrupted uploads that wait (of users)",
     Resource.PARKED: "storage that those hold (of users)",
+    Resource.BUILDS: "builds of images that wait or run",
 }
 
 
@@ -129,7 +130,8 @@ NOUN = Noun(
     (
         Verb("show", "show what is used, what is allowed, and what is left", _show, _whom,
              about="Environments count until they are deleted; their CPUs, memory and GPUs only while they run,\n"
-             "or are wished to run. Without a name: yours and your workspace's.",
+             "or are wished to run. Builds of images count while they wait or run. Without a name: yours and your\n"
+             "workspace's.",
              examples=("quota show", "quota show --json", "quota show --user bob")),
         Verb("set", "make an exception for a person or a workspace", _set, _whom_and_what,
              about="A number or a size, 'unlimited', or 'default' for what the settings say. What is not named stays.\n"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from backends.hosts import Hosts, HostView
-from gateway.commands.host import COLUMNS, as_row, as_texts
-from gateway.commands.output import human, pad, to_json
+from gateway.commands.host import COLUMNS, LOST_COLUMNS, LOST_WORDS, as_row, as_texts, lost_rows
+from gateway.commands.output import Row, human, pad, to_json
 from gateway.operator.house import open_records, settings_of
 from storage.changes import Changes
+from storage.records import Environment
 
 
 async def show(options: argparse.Namespace) -> int:
@@ -35,6 +36,11 @@ async def resume(options: argparse.Namespace) -> int:
 async def forget(options: argparse.Namespace) -> int:
     """Drop what is known of one that is offline or no longer in the settings."""
     async with _hosts(options) as hosts:
+        if options.dry_run:
+            return _tell_lost(await hosts.losses_by_operator(options.name), "would be", as_json=options.json)
+        if options.with_environments:
+            lost = await hosts.forget_with_environments_by_operator(options.name)
+            return _tell_lost(lost, "are", as_json=options.json)
         await hosts.forget_by_operator(options.name)
     sys.stdout.write(
         to_json({"forgotten": options.name}) if options.json else f"the host {options.name} is forgotten\n"
@@ -55,9 +61,23 @@ def _tell(views: Sequence[HostView], *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(to_json([as_row(view) for view in views]))
         return 0
-    rows = [[human(row.get(key)) for key in COLUMNS] for row in map(as_texts, views)]
-    rows = [list(COLUMNS.values()), *rows] if rows else []
-    widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(COLUMNS))]
+    _table([as_texts(view) for view in views], COLUMNS)
+    return 0
+
+
+def _tell_lost(lost: Sequence[Environment], verb: str, *, as_json: bool) -> int:
+    if as_json:
+        sys.stdout.write(to_json(lost_rows(lost)))
+        return 0
+    _table(lost_rows(lost), LOST_COLUMNS)
+    if lost:
+        sys.stderr.write(f"these environments {verb} lost: {LOST_WORDS}\n")
+    return 0
+
+
+def _table(facts: Sequence[Row], columns: Mapping[str, str]) -> None:
+    rows = [[human(row.get(key)) for key in columns] for row in facts]
+    rows = [list(columns.values()), *rows] if rows else []
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(columns))]
     for row in rows:
         sys.stdout.write("  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
-    return 0

@@ -14,7 +14,7 @@ from storage.records.asset import (
 )
 from storage.records.base import Record, new_id
 from storage.records.build import Build, BuildState
-from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, Wish
+from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, LostEnvironment, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
 from storage.records.image import ARCHIVE_OVER, ArchiveState, Image, ImageArchive, ImageKind, ImageState
@@ -61,6 +61,7 @@ __all__ = [
     "ImportState",
     "Invite",
     "Lifecycle",
+    "LostEnvironment",
     "PublishedPort",
     "Quota",
     "QuotaWarning",

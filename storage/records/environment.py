@@ -139,3 +139,18 @@ class EnvironmentKey(Record):
     """Sealed OpenSSH private key."""
     public_key: Mapped[str]
     created: Mapped[datetime]
+
+
+class LostEnvironment(Record):
+    """One that was given up with its host: so that its owner is told why it is gone, and what is left of it, should
+    that machine come back, is known to have been ours."""
+
+    __tablename__ = "lost_environments"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """Of the environment. Its owner may be gone by now: nothing here is a reference."""
+    owner_id: Mapped[str] = mapped_column(String(16), index=True)
+    owner_name: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(48))
+    host: Mapped[str] = mapped_column(String(48))
+    lost: Mapped[datetime]

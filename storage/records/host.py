@@ -42,6 +42,12 @@ class Host(Record):
     """Cores to share out; 0 before it answered for the first time, as `memory`."""
     memory: Mapped[int] = mapped_column(BigInteger, default=0)
     """Bytes."""
+    gpu_driver: Mapped[str] = mapped_column(String(40), default="")
+    """Version of NVIDIA's driver, as it was told last; empty: none, or not known, as `cuda`."""
+    cuda: Mapped[str] = mapped_column(String(16), default="")
+    """The newest CUDA that this driver knows: `12.4`."""
+    gpu_trouble: Mapped[str] = mapped_column(default="")
+    """Why its GPUs could not be asked the last time; what is known of them is older then."""
     last_heartbeat: Mapped[datetime | None]
     """When it answered last."""
 

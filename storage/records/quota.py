@@ -39,6 +39,8 @@ class Quota(Record):
     """Interrupted uploads that wait to be gone on with; of users only."""
     parked: Mapped[int | None] = mapped_column(BigInteger)
     """What those hold together; of users only."""
+    builds: Mapped[int | None]
+    """Builds of images that wait or run at once."""
     by: Mapped[str] = mapped_column(String(64))
     """Who changed it last."""
     changed: Mapped[datetime]

@@ -25,7 +25,9 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
-from storage.records import AuditEvent, Build, BuildState, ImageState
+from storage.quota_limits import Resource
+from storage.quotas import Quotas
+from storage.records import AuditEvent, Build, BuildState, Holder, ImageState
 from tests.databases import KINDS
 
 DATABASES = KINDS
@@ -44,7 +46,8 @@ class Yard:
     ) -> None:
         self.database, self.audit, self.changes, self.settings = database, audit, changes, settings
         self.images = Images(database, audit, changes, REGISTRY)
-        self.builds = Builds(database, audit, changes, self.images, settings, data / "builds")
+        self.quotas = Quotas(database, audit, changes)
+        self.builds = Builds(database, audit, changes, self.images, self.quotas, data / "builds")
         self.engine = MemoryEngine()
 
     @asynccontextmanager
@@ -138,8 +141,38 @@ async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Cal
     await yard.ask(bob, "RUN a")
     for number in range(3):
         await yard.ask(alice, "RUN a", name=f"other{number}")
-    with pytest.raises(OverQuota, match="you have 4 builds that wait or run"):
+    with pytest.raises(OverQuota, match="your quota of open builds is 4, with 4 in use, and this needs 1"):
         await yard.ask(alice, "RUN a", name="fifth")
+
+
+async def test_of_two_requests_for_the_last_place_one_gets_it(yard: Yard, alice: Caller, bob: Caller) -> None:
+    """Counted and taken in one transaction: between a look and the request the other one may have come."""
+    await yard.quotas.set_by_operator(Holder.USER, "alice", {Resource.BUILDS: 1})
+    names = ("a", "b", "c")
+    answers = await asyncio.gather(*(yard.ask(alice, "RUN a", name=name) for name in names), return_exceptions=True)
+    assert sum(isinstance(answer, BuildView) for answer in answers) == 1
+    assert sum(isinstance(answer, OverQuota) for answer in answers) == 2
+    (view,) = await yard.builds.list(alice)
+    assert [image.name for image in await yard.images.list(alice) if image.owner == "alice"] == [view.name]
+    await yard.builds.cancel(alice, view.name)
+    await yard.ask(alice, "RUN a", name="d")
+
+
+async def test_what_a_workspace_may_build_counts_for_all_its_people(yard: Yard, alice: Caller, bob: Caller) -> None:
+    await yard.quotas.set_by_operator(Holder.WORKSPACE, "team", {Resource.BUILDS: 2})
+    assert not (await yard.builds.room(bob)).refusals
+    await yard.ask(alice, "RUN a")
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    for name in ("b", "c"):
+        await yard.ask(alice, "RUN a", name=name)
+    room = await yard.builds.room(bob)
+    assert [(line.subject.name, line.used, line.allowed) for line in room.quotas] == [("bob", 0, 4), ("team", 2, 2)]
+    sentence = "the workspace team's quota of open builds is 2, with 2 in use, and this needs 1"
+    assert [refusal.partition(":")[0] for refusal in room.refusals] == [sentence]
+    with pytest.raises(OverQuota, match=sentence):
+        await yard.ask(bob, "RUN a")
+    assert await yard.builds.list(bob) == []
 
 
 async def test_nobody_sees_anothers_builds(yard: Yard, alice: Caller, bob: Caller, admin: Caller) -> None:
@@ -257,7 +290,7 @@ async def test_a_house_without_a_builder_says_so(
     database: Database, audit: AuditTrail, changes: Changes, data_dir: Path, alice: Caller
 ) -> None:
     images = Images(database, audit, changes, REGISTRY)
-    builds = Builds(database, audit, changes, images, BuildSettings(), data_dir, why_not=NO_BUILDER)
+    builds = Builds(database, audit, changes, images, Quotas(database, audit, changes), data_dir, why_not=NO_BUILDER)
     with pytest.raises(Unavailable, match="this house builds no images"):
         await builds.request(alice, "model", "v1", base="x", text="RUN a")
 
@@ -265,7 +298,7 @@ async def test_a_house_without_a_builder_says_so(
 async def test_what_waits_when_the_builder_is_gone_has_failed(yard: Yard, data_dir: Path, alice: Caller) -> None:
     await yard.ask(alice, "RUN a")
     builds = Builds(
-        yard.database, yard.audit, yard.changes, yard.images, BuildSettings(), data_dir, why_not=NO_BUILDER
+        yard.database, yard.audit, yard.changes, yard.images, yard.quotas, data_dir, why_not=NO_BUILDER
     )  # fmt: skip
     await builds.give_up()
     view = await builds.show(alice, "model")

@@ -18,6 +18,7 @@ from backends.cuda import wanted_cuda
 from backends.environments import Environments
 from backends.gpu_load import CardLoad, ProcessLoad, card_loads, driver_here, parse_driver, parse_load
 from backends.gpu_use import GpuSigns, GpuUse, gpu_uses, is_busy
+from backends.hosts import Hosts
 from backends.lifecycle import LifecycleChoice
 from backends.planning import Request
 from backends.reconcilers.hosts import HostWatch
@@ -306,6 +307,39 @@ async def test_nobody_is_asked_where_nothing_depends_on_it(house: House, alice: 
     await house.add(alice, Lifecycle.PERSISTENT)
     house.engine.gpu_loads = [GpuLoad("GPU-1", 97, 0, 1)]
     assert not await house.last_active(alice)
+
+
+async def test_a_driver_that_does_not_answer_is_said_to(house: House, alice: Caller) -> None:
+    """And what was so once is no sign of life."""
+    train = await house.add(alice)
+    house.engine.gpu_loads = [GpuLoad("GPU-1", 97, GIB, 80 * GIB, age=180.0)]
+    uses = await Loads(house.computes).gpus(alice, [train])
+    assert uses == {train.id: [GpuUse("GPU-1", "NVIDIA H200", 97, GIB, 80 * GIB, age=180.0)]}
+    assert not await house.last_active(alice)
+    house.engine.away = True
+    uses = await Loads(house.computes).gpus(alice, [train])
+    assert uses == {train.id: [GpuUse("GPU-1", "NVIDIA H200", None, 0, 0, age=None)]}
+
+
+async def test_the_driver_of_a_host_is_remembered(
+    house: House, database: Database, audit: AuditTrail, changes: Changes, admin: Caller
+) -> None:
+    hosts = Hosts(database, audit, changes, BackendSettings())
+    house.engine.driver = GpuDriver("550.54", (12, 4))
+    await house.hosts.look()
+    (view,) = await hosts.list(admin)
+    assert (view.gpu_driver, view.cuda, view.gpu_trouble) == ("550.54", "12.4", "")
+    house.engine.driver = None  # as where it does not tell for once
+    await house.hosts.look()
+    assert (await hosts.list(admin))[0].gpu_driver == "550.54"
+    house.engine.gpu_trouble = "the GPU driver does not answer"
+    await house.hosts.look()
+    (view,) = await hosts.list(admin)
+    assert (view.gpu_driver, view.gpu_trouble) == ("550.54", "the GPU driver does not answer")
+    house.engine.gpu_trouble, house.engine.gpus = "", []
+    await house.hosts.look()
+    (view,) = await hosts.list(admin)
+    assert (view.gpu_driver, view.cuda, view.gpu_trouble) == ("", "", "")
 
 
 async def test_figures_for_people(house: House, alice: Caller, bob: Caller) -> None:

@@ -24,9 +24,22 @@ from backends.settings import BackendSettings, EnvironmentSettings, PlacementSet
 from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
+from storage.clock import now
 from storage.database.engine import Database
 from storage.errors import BadInput, Conflict, NotAllowed, NotFound, Unavailable
-from storage.records import AuditEvent, Environment, EnvironmentState, Gpu, Host, HostState
+from storage.quota_limits import Resource
+from storage.records import (
+    Asset,
+    AssetUse,
+    AssetVersion,
+    AuditEvent,
+    Environment,
+    EnvironmentState,
+    Gpu,
+    Host,
+    HostState,
+)
+from storage.uses import Mount, Uses
 from tests.backends.test_reconciler_environments import Guests
 
 GIB = 1024**3
@@ -128,7 +141,7 @@ async def test_a_host_is_forgotten_when_nothing_needs_it(
     with pytest.raises(Conflict, match="'here' is online and in the settings"):
         await house.hosts.forget(admin, "here")
     await house.make(alice, "train", host="far")
-    with pytest.raises(Conflict, match=r"'far' has environments \(1\): delete them first"):
+    with pytest.raises(Conflict, match=r"'far' has environments \(1\): delete them first, or give them up with it"):
         await house.hosts.forget(admin, "far")
     async with database.writing() as tx:
         (await tx.get_one(Host, "here")).is_up = False
@@ -139,6 +152,63 @@ async def test_a_host_is_forgotten_when_nothing_needs_it(
         assert (await tx.scalars(select(Gpu))).all() == []
         events = await tx.scalars(select(AuditEvent).where(AuditEvent.action == "host.forget"))
         assert {(event.thing, event.actor) for event in events} >= {("old", admin.name), ("here", "operator")}
+
+
+async def test_a_host_that_is_gone_for_ever_is_given_up_with_its_environments(
+    house: House, alice: Caller, bob: Caller, admin: Caller, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that they held is free at once: room, cards, quota, data. Should the machine come back, what is left there
+    is known as ours, reported, and not touched."""
+    async with database.writing() as tx:
+        tx.add(Gpu(uuid="GPU-1", host="far", model="NVIDIA A100", memory=GIB, is_present=True))
+    async with house.running():
+        await house.make(alice, "train", host="far", gpus=1)
+        row = await house.until_state("train", EnvironmentState.RUNNING)
+        await house.make(bob, "other", host="near")
+        await house.until_state("other", EnvironmentState.RUNNING)
+        with pytest.raises(NotAllowed):
+            await house.hosts.forget_with_environments(alice, "far")
+        with pytest.raises(Conflict, match="'far' is online: only what is on a host that is offline can be given up"):
+            await house.hosts.forget_with_environments(admin, "far")
+        house.engines["far"].away = True
+        await house.until_host("far", HostState.OFFLINE)
+        assert [one.name for one in await house.hosts.losses(admin, "far")] == ["train"]
+        async with database.writing() as tx:
+            dataset = Asset(
+                workspace_id=alice.workspace_id, owner_id=alice.user_id, owner_name="alice", name="mnist", created=now()
+            )
+            tx.add(dataset)
+            await tx.flush()
+            version = AssetVersion(asset_id=dataset.id, name="v1", created=now())
+            tx.add(version)
+            await tx.flush()
+            await Uses(database).begin(tx, alice, version.id, Mount(row.id, "train", "/gemini/data-1"))
+        assert [one.name for one in await house.hosts.forget_with_environments(admin, "far")] == ["train"]
+        assert [one.name for one in await house.environments.list(alice)] == []
+        (lost,) = await house.environments.lost(alice)
+        assert (lost.id, lost.name, lost.host) == (row.id, "train", "far")
+        assert await house.environments.lost(bob) == []
+        async with database.reading() as tx:
+            assert (await tx.scalars(select(Gpu))).all() == []
+            assert (await tx.scalars(select(AssetUse.unmounted).where(AssetUse.unmounted.is_(None)))).all() == []
+            event = (await tx.scalars(select(AuditEvent).where(AuditEvent.action == "environment.lost"))).one()
+        assert (event.thing, event.actor) == ("train", admin.name)
+        assert event.detail == {
+            "environment": row.id, "owner": "alice", "host": "far", "state": "running", "gpus": ["GPU-1"],
+        }  # fmt: skip
+        assert {line.resource: line.used for line in await house.environments.quotas(alice)}[Resource.GPUS] == 0
+        house.engines["far"].away = False
+        await house.until_host("far", HostState.ONLINE)
+        async with asyncio.timeout(30):
+            said = ""
+            while "it was 'train' of alice, given up with the host far" not in said:
+                await asyncio.sleep(0.05)
+                said = caplog.text
+        assert house.engines["far"].workloads[row.handle]
+        again = await house.make(alice, "train", host="far")
+        await house.until_state("train", EnvironmentState.RUNNING)
+        assert again.id != row.id
+        assert (await house.until_state("other", EnvironmentState.RUNNING)).host == "near"
 
 
 # ---- placement ---------------------------------------------------------------------------------------------------

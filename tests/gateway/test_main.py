@@ -18,8 +18,9 @@ from gateway.settings import Settings
 from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
+from storage.clock import now
 from storage.database.engine import Database
-from storage.records import Host
+from storage.records import Environment, Host, User, Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,6 +140,23 @@ async def test_hosts_beside_the_gateway(data_dir: Path, database: Database) -> N
     assert ashore("host", "resume", "gpu1", "--data", data_dir).stdout.splitlines()[1].split()[:2] == ["gpu1", "online"]
     missing = ashore("host", "drain", "moon", "--data", data_dir)
     assert (missing.returncode, missing.stdout, missing.stderr) == (1, "", "ashore: there is no host 'moon'\n")
+    up = ashore("host", "forget", "gpu1", "--with-environments", "--data", data_dir)
+    assert (up.returncode, up.stdout) == (1, "")
+    async with database.writing() as tx:
+        tx.add(Workspace(id="w1", name="team", created=now()))
+        await tx.flush()
+        tx.add(User(id="u1", name="alice", workspace_id="w1", created=now()))
+        tx.add(Host(name="gpu9", compute="docker", is_up=False))
+        await tx.flush()
+        tx.add(Environment(
+            owner_id="u1", owner_name="alice", workspace_id="w1", name="train", compute="docker", host="gpu9",
+            created=now(),
+        ))  # fmt: skip
+    for options in (("--dry-run",), ("--with-environments",)):
+        lost = ashore("host", "forget", "gpu9", *options, "--data", data_dir)
+        assert lost.returncode == 0, lost.stderr
+        assert lost.stdout.splitlines()[1].split()[:2] == ["train", "alice"]
+        assert "lost: their homes" in lost.stderr
     gone = ashore("host", "forget", "gpu1", "--data", data_dir)
     assert (gone.returncode, gone.stdout, gone.stderr) == (0, "the host gpu1 is forgotten\n", "")
     assert ashore("host", "list", "--data", data_dir).stdout == ""

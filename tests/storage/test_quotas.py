@@ -19,6 +19,8 @@ from storage.quotas import Quotas
 from storage.records import (
     Asset,
     AuditEvent,
+    Build,
+    BuildState,
     Environment,
     EnvironmentState,
     FileFact,
@@ -60,10 +62,11 @@ async def test_what_the_settings_allow(quotas: Quotas, alice: Caller) -> None:
     assert {resource: line.allowed for resource, line in mine.items()} == {
         Resource.ENVIRONMENTS: 5, Resource.CPUS: None, Resource.MEMORY: 8 * GIB, Resource.GPUS: None,
         Resource.STORAGE: None, Resource.UPLOADS: 200, Resource.PARKED: 500 * GIB,
+        Resource.BUILDS: 4,
     }  # fmt: skip
     assert {resource: line.allowed for resource, line in ours.items()} == {
         Resource.ENVIRONMENTS: None, Resource.CPUS: 12, Resource.MEMORY: None, Resource.GPUS: None,
-        Resource.STORAGE: 3 * GIB,
+        Resource.STORAGE: 3 * GIB, Resource.BUILDS: None,
     }  # fmt: skip
     assert all(line.used == 0 and not line.by for line in lines)
 
@@ -82,17 +85,24 @@ async def test_what_is_used(quotas: Quotas, database: Database, alice: Caller, b
         owner_id=alice.user_id, path="/e", key="l", sent_as="l", part_size=5, size=9, state=UploadState.DONE,
         created=now(), touched=now(),
     )  # fmt: skip
+    builds = [
+        Build(
+            image_id="i", owner_id=alice.user_id, owner_name="alice", workspace_id=alice.workspace_id, name="x",
+            tag="t", number=number, base="b", reference="r", target="t", dockerfile="", state=state, created=now(),
+        )
+        for number, state in enumerate(BuildState)
+    ]  # fmt: skip
     facts = [FileFact(key=f"datasets/team/{name}/v1/f", size=10, mtime=0) for name in ("mnist", "mnist2", "other")]
     async with database.writing() as tx:
-        tx.add_all([environment(alice, "a", EnvironmentState.RUNNING), stopped, asset, waiting, done, *facts])
+        tx.add_all([environment(alice, "a", EnvironmentState.RUNNING), stopped, asset, waiting, done, *builds, *facts])
     lines = list(await quotas.show(alice))
     assert {resource: line.used for resource, line in by_resource(lines, Holder.USER).items()} == {
         Resource.ENVIRONMENTS: 1, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.GPUS: 1, Resource.STORAGE: 10,
-        Resource.UPLOADS: 1, Resource.PARKED: 7,
+        Resource.UPLOADS: 1, Resource.PARKED: 7, Resource.BUILDS: 3,
     }  # fmt: skip
     assert {resource: line.used for resource, line in by_resource(lines, Holder.WORKSPACE).items()} == {
         Resource.ENVIRONMENTS: 2, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.GPUS: 1,
-        Resource.STORAGE: 30,
+        Resource.STORAGE: 30, Resource.BUILDS: 3,
     }  # fmt: skip
 
 

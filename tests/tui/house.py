@@ -185,7 +185,7 @@ class House:
         self.published = PublishedPorts(database, audit, changes, self.environments, settings.ports)
         self.hosts = Hosts(database, audit, changes, settings)
         self.images = Images(database, audit, changes, RegistrySettings(url="http://127.0.0.1:5999"))
-        self.builds = Builds(database, audit, changes, self.images, settings.builds, data)
+        self.builds = Builds(database, audit, changes, self.images, self.quotas, data)
         self.sessions = Sessions(database, audit, changes)
         self.parts_thrown_away: list[str] = []
         self.transfers = Transfers(

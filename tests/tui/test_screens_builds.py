@@ -9,7 +9,8 @@ from textual.widgets import Input, TextArea
 from backends.build_log import LogWriter
 from backends.builds import BuildView
 from storage.access import Caller
-from storage.records import Build, BuildState
+from storage.quota_limits import Resource
+from storage.records import Build, BuildState, Holder
 from tests.tui.conftest import Menu
 from tests.tui.house import House
 from tests.tui.screen_text import assert_fits, assert_harmless, shows, text, until
@@ -51,6 +52,18 @@ async def test_a_text_is_written_corrected_and_built(menu: Menu, house: House, a
         await shows(pilot, "RUN true")
         await pilot.press("ctrl+s")
         await shows(pilot, "is being made already")
+
+
+async def test_a_full_quota_is_said_while_one_writes(menu: Menu, house: House, alice: Caller) -> None:
+    await house.quotas.set_by_operator(Holder.USER, "alice", {Resource.BUILDS: 1})
+    await ask(house, alice)
+    app = menu("zh")
+    async with app.run_test(size=(120, 30), notifications=True) as pilot:
+        await shows(pilot, "欢迎")
+        await pilot.press("b")
+        await shows(pilot, "tools:v1", "未结束的构建 1/1")
+        await pilot.press("n")
+        await shows(pilot, "您的未结束的构建配额为 1", "有空位时即可构建")
 
 
 async def test_a_log_is_followed_with_its_colours(menu: Menu, house: House, alice: Caller) -> None:

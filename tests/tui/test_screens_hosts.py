@@ -52,6 +52,33 @@ async def test_a_host_is_drained_and_resumed(menu: Menu, house: House, alice: Ca
         await shows(pilot, "Environments")
 
 
+async def test_a_host_is_given_up_with_its_environments(menu: Menu, house: House, alice: Caller, admin: Caller) -> None:
+    """After a question that names them; their owner is told in the menu."""
+    await add(house, "gpu1", is_up=False, reason="it does not answer")
+    async with house.database.writing() as tx:
+        tx.add(Environment(
+            owner_id=alice.user_id, owner_name=alice.name, workspace_id=alice.workspace_id, name="train",
+            compute="docker", host="gpu1", reserves=True, cpus=2, memory=4 * GIB, created=now(),
+        ))  # fmt: skip
+    app = menu(caller=admin)
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("h")
+        await shows(pilot, "train (alice)")
+        await pilot.press("f")
+        await shows(pilot, "Is gpu1 gone for ever?", "their homes are lost: train (alice)")
+        await pilot.press("escape")
+        assert len(await house.environments.list(alice)) == 1
+        await pilot.press("f")
+        await shows(pilot, "Is gpu1 gone for ever?")
+        await pilot.press("shift+tab", "enter")
+        await shows(pilot, "gpu1 is forgotten.", "0 hosts")
+    assert await house.environments.list(alice) == []
+    app = menu("zh")
+    async with app.run_test(size=(110, 24), notifications=True) as pilot:
+        await shows(pilot, "「train」已随主机 gpu1 丢失")
+
+
 async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice: Caller) -> None:
     """With several hosts, defaults and refusals are those of the host that would be chosen."""
     house.computes |= {"docker/gpu1": house.compute, "docker/gpu2": house.compute}

@@ -11,12 +11,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
-from backends.builds import BuildView
+from backends.builds import BuildRoom, BuildView
 from storage.clock import now
 from storage.records import BuildState
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words
+from tui.texts.quotas import quota_words
 from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Confirm
 from tui.widgets.line import Line, Plain
@@ -37,7 +38,7 @@ class BuildsScreen(Page):
     """The list, the newest first; why the selected one failed is below it."""
 
     TITLE_TEXT = mark("Image builds")
-    TOPICS = ("build", "build-log")
+    TOPICS = ("build", "build-log", "quota")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
         Binding("enter,l", "log", mark("Log"), key_display="Enter"),
@@ -51,9 +52,10 @@ class BuildsScreen(Page):
     class Loaded(Message):
         """What `load` found."""
 
-        def __init__(self, views: Sequence[BuildView]) -> None:
+        def __init__(self, views: Sequence[BuildView], room: BuildRoom) -> None:
             super().__init__()
             self.views = views
+            self.room = room
 
     class LogWanted(Message):
         """Somebody wants to read the log of a build."""
@@ -90,7 +92,8 @@ class BuildsScreen(Page):
         yield Line(id="status")
 
     async def load(self) -> Message:
-        return self.Loaded(await self.desk.services.builds.list(self.desk.caller))
+        builds, caller = self.desk.services.builds, self.desk.caller
+        return self.Loaded(await builds.list(caller), await builds.room(caller))
 
     @on(Loaded)
     def _loaded(self, event: Loaded) -> None:
@@ -98,7 +101,8 @@ class BuildsScreen(Page):
         self._views = {view.id: view for view in event.views}
         self.query_one(Table).show_rows([_row(self.texts, view, moment) for view in event.views])
         words = self.texts.plural("{n} build", "{n} builds", len(event.views))
-        self.query_one("#status", Line).show(words if event.views else self.texts("Nothing was built yet: press n."))
+        status = words if event.views else self.texts("Nothing was built yet: press n.")
+        self.query_one("#status", Line).show(status, quota_words(self.texts, event.room.quotas))
         self._show_selected()
 
     @on(Table.Highlighted)

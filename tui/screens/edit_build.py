@@ -88,19 +88,24 @@ class EditBuildScreen(Page):
         self.run_worker(self._check(), name="check", group="check", exclusive=True)
 
     async def _check(self) -> None:
+        builds, caller = self.desk.services.builds, self.desk.caller
         try:
-            problems = await self.desk.services.builds.check(self.desk.caller, self.query_one(TextArea).text)
+            problems = await builds.check(caller, self.query_one(TextArea).text)
+            room = await builds.room(caller)
         except AshoreError as error:
             self.trouble(error)
             return
         self._problems = list(problems)
-        lines = [
+        lines = [in_language(self.texts, refusal) for refusal in room.refusals]
+        lines += [
             self.texts("line {line}: {sentence}", line=one.line, sentence=in_language(self.texts, one.message))
             for one in self._problems[:_SHOWN]
         ]
         self.query_one("#problems", Plain).show("\n".join(lines))
         count = len(self._problems)
         words = self.texts.plural("{n} problem", "{n} problems", count) if count else self.texts("This can be built.")
+        if room.refusals and not count:
+            words = self.texts("This can be built when there is room.")
         self.query_one("#status", Line).show(words, self.texts("FROM is put in front; there are no files to COPY."))
 
     # ---- keys ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from textual.message import Message
 from storage.clock import now
 from storage.names import printable
 from storage.quota_limits import QuotaLine, Resource
-from storage.records import Environment, EnvironmentState, Wish
+from storage.records import Environment, EnvironmentState, LostEnvironment, Wish
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import age_words, size_words
@@ -30,6 +30,7 @@ from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
 from tui.widgets.table import Cell, Column, Row, Table
 
+_MOST_LOST = 2
 _STATES = {
     EnvironmentState.REQUESTED: (mark("requested"), "busy"),
     EnvironmentState.QUEUED: (mark("queued"), "busy"),
@@ -75,8 +76,14 @@ class EnvironmentsScreen(Page):
     class Loaded(Message):
         """What `load` found."""
 
-        def __init__(self, environments: Sequence[Environment], quotas: Sequence[QuotaLine] = ()) -> None:
+        def __init__(
+            self,
+            environments: Sequence[Environment],
+            quotas: Sequence[QuotaLine] = (),
+            lost: Sequence[LostEnvironment] = (),
+        ) -> None:
             super().__init__()
+            self.lost = lost
             self.environments = environments
             self.quotas = quotas
 
@@ -114,6 +121,7 @@ class EnvironmentsScreen(Page):
         super().__init__(desk)
         self._environments: Sequence[Environment] | None = None
         self._quotas: Sequence[QuotaLine] = ()
+        self._lost: Sequence[LostEnvironment] = ()
         self._filter = ""
         self._select = ""
 
@@ -149,13 +157,14 @@ class EnvironmentsScreen(Page):
 
     async def load(self) -> Message:
         use_cases, caller = self.desk.services.environments, self.desk.caller
-        return self.Loaded(await use_cases.list(caller), await use_cases.quotas(caller))
+        return self.Loaded(await use_cases.list(caller), await use_cases.quotas(caller), await use_cases.lost(caller))
 
     # ---- what is shown ---------------------------------------------------------------------------------------
     @on(Loaded)
     def _loaded(self, event: Loaded) -> None:
         self._environments = event.environments
         self._quotas = event.quotas
+        self._lost = event.lost
         self._show()
 
     @on(Table.Highlighted)
@@ -189,7 +198,8 @@ class EnvironmentsScreen(Page):
             left = self.texts.plural("{n} environment, {allowed} allowed", "{n} environments, {allowed} allowed",
                                      count, allowed=allowed)  # fmt: skip
         others = quota_words(self.texts, self._quotas, without=(Resource.ENVIRONMENTS,))
-        left = "   ".join(filter(None, (left, others)))
+        lost = [self.texts("'{name}' is lost with its host {host}", name=one.name, host=one.host) for one in self._lost]
+        left = "   ".join(filter(None, (left, *lost[:_MOST_LOST], others)))
         if self._filter:
             left = self.texts("{shown} of {count} with '{filter}'  (Esc: all)",
                               shown=shown, count=count, filter=self._filter)  # fmt: skip

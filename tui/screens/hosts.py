@@ -131,14 +131,21 @@ class HostsScreen(Page):
         view = self._selected()
         if view is None:
             return
-        name = view.name
+        name, hosts, caller = view.name, self.desk.services.hosts, self.desk.caller
+        has_environments = bool(view.placed)
 
         def answered(yes: bool | None) -> None:
             if yes:
                 done = self.texts("{name} is forgotten.", name=name)
-                self.attempt(lambda: self.desk.services.hosts.forget(self.desk.caller, name), done)
+                forget = hosts.forget_with_environments if has_environments else hosts.forget
+                self.attempt(lambda: forget(caller, name), done)
 
         question = self.texts("Forget {name}? What is known of it goes, not what is on it.", name=name)
+        if has_environments:
+            question = self.texts(
+                "Is {name} gone for ever? Its environments are given up and their homes are lost: {names}",
+                name=name, names=_names(view),
+            )  # fmt: skip
         self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Forget")), answered)
 
 
@@ -161,12 +168,21 @@ def _row(texts: Texts, view: HostView, moment: datetime) -> Row:
 
 def _details(texts: Texts, view: HostView) -> str:
     lines = [in_language(texts, view.room.reason)] if view.room.reason else []
-    names = [f"{row.name} ({row.owner_name})" for row in view.placed]
-    shown = ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "")
-    lines.append(texts("Environments: {names}", names=shown) if names else texts("No environment is on it."))
+    names = _names(view)
+    lines.append(texts("Environments: {names}", names=names) if names else texts("No environment is on it."))
     lines.append(_data(texts, view))
+    if view.gpu_driver:
+        known = texts("Driver {version}, up to CUDA {cuda}", version=view.gpu_driver, cuda=view.cuda or "?")
+        lines.append(known)
+    if view.gpu_trouble:
+        lines.append(texts("GPUs: {trouble}", trouble=in_language(texts, view.gpu_trouble)))
     lines += [_card(texts, card) for card in view.room.cards]
     return "\n".join(lines)
+
+
+def _names(view: HostView) -> str:
+    names = [f"{row.name} ({row.owner_name})" for row in view.placed]
+    return ", ".join(names[:_MOST_NAMES]) + (" ..." if len(names) > _MOST_NAMES else "")
 
 
 def _data(texts: Texts, view: HostView) -> str:

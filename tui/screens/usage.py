@@ -89,7 +89,10 @@ class UsageScreen(Page):
         cores = self._rates.of(event.loads)
         measured = [one for one in event.environments if one.id in event.loads]
         self.query_one(Table).show_rows(
-            [_row(one, event.loads[one.id], cores.get(one.id), event.gpus.get(one.id, ())) for one in measured]
+            [
+                _row(self.texts, one, event.loads[one.id], cores.get(one.id), event.gpus.get(one.id, ()))
+                for one in measured
+            ]
         )
         self.query_one("#status", Line).show(_summary(self.texts, event.loads, cores))
 
@@ -104,7 +107,7 @@ class UsageScreen(Page):
         self.wake()
 
 
-def _row(one: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUse]) -> Row:
+def _row(texts: Texts, one: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUse]) -> Row:
     return Row(
         one.id,
         (
@@ -115,15 +118,18 @@ def _row(one: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUs
             Cell(size_words(load.memory)),
             Cell(_share(load.memory, one.memory, size_words(one.memory)), "dim"),
             Cell(str(load.processes)),
-            Cell(", ".join(_gpu_words(use) for use in gpus) or "-"),
+            Cell(", ".join(_gpu_words(texts, use) for use in gpus) or "-"),
         ),
     )
 
 
-def _gpu_words(use: GpuUse) -> str:
-    """`97 % 12 GiB/80 GiB`, of everybody on the card."""
+def _gpu_words(texts: Texts, use: GpuUse) -> str:
+    """`97 % 12 GiB/80 GiB`, of everybody on the card; with its age where the driver has not answered since."""
+    if use.age is None:
+        return texts("does not answer")
     busy = "-" if use.utilization is None else f"{use.utilization} %"
-    return f"{busy} {size_words(use.used)}/{size_words(use.memory)}"
+    words = f"{busy} {size_words(use.used)}/{size_words(use.memory)}"
+    return texts("{words} ({n} s ago)", words=words, n=round(use.age)) if use.age else words
 
 
 def _share(part: float, whole: float, words: str) -> str:

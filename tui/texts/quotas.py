@@ -15,6 +15,7 @@ _WORDS = {
     Resource.CPUS: mark("CPUs {used} of {allowed}"),
     Resource.MEMORY: mark("memory {used} of {allowed}"),
     Resource.GPUS: mark("GPUs {used} of {allowed}"),
+    Resource.BUILDS: mark("open builds {used} of {allowed}"),
 }
 
 

@@ -52,10 +52,14 @@ PATTERNS = (
     mark("'{name}' cannot start on its host {host} now ({reason})"),
     mark("its host {host} does not answer"),
     mark("the host '{name}' is online and in the settings: take it out of them first"),
-    mark("the host '{name}' has environments ({count}): delete them first"),
+    mark(
+        "the host '{name}' has environments ({count}): delete them first, or give them up with it (--with-environments)"
+    ),
+    mark("the host '{name}' is online: only what is on a host that is offline can be given up"),
     mark("the disk of the host's Docker engine is full: no space left on device"),
     mark("the host's engine is Podman, which gives no GPUs to containers"),
     mark("the engine does not answer"),
+    mark("the GPU driver does not answer"),
     mark("'local' takes no image: it shows this machine's own system, read only"),
     mark("'{name}' is not open to you: an administrator can add you to its settings"),
     mark("'{name}' takes no image: it is a machine as it is"),
@@ -198,7 +202,6 @@ PATTERNS = (
     mark("step {step} of {steps} failed: {reason}"),
     mark("exit status {status}"),
     mark("it took longer than {minutes} minutes"),
-    mark("you have {count} builds that wait or run: wait for one of them, or cancel it"),
     mark("the image '{name}' is being made already"),
     mark("the build of '{name}' is over: {state}"),
     mark("this house builds no images: an administrator can set backends.builds.builder"),
@@ -235,6 +238,7 @@ _NOUNS = {
     "CPUs": mark("CPUs"),
     "memory": mark("memory"),
     "GPUs": mark("GPUs"),
+    "open builds": mark("open builds"),
 }
 
 

@@ -16,8 +16,10 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from pathlib import Path
 
+from backends import gpu_desk
 from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
 from backends.compute.dial import open_namespace
 from backends.compute.docker import config
@@ -84,6 +86,7 @@ class DockerCompute:
         self._gpus_until = 0.0
         self._loads_seen: Sequence[GpuLoad] = ()
         self._loads_until = 0.0
+        self._loads_at = 0.0
         self._driver_seen: GpuDriver | None = None
         self._driver_until = 0.0
         self._probing = asyncio.Lock()
@@ -264,13 +267,13 @@ class DockerCompute:
     async def gpus(self) -> Sequence[GpuFact]:
         if config.is_podman(await self._engine.info()):
             return []
-        found = await asyncio.to_thread(probe) if self._engine.line.is_here else await self._gpus_over_there()
+        found = await gpu_desk.HERE.ask(probe) if self._engine.line.is_here else await self._gpus_over_there()
         chosen = set(self._host.gpus)
         return [fact for fact in found if not chosen or {fact.uuid, fact.parent} & chosen]
 
     async def driver(self) -> GpuDriver | None:
         if self._engine.line.is_here:
-            return await asyncio.to_thread(driver_here)
+            return await gpu_desk.HERE.ask(driver_here)
         async with self._probing:
             moment = asyncio.get_running_loop().time()
             if moment >= self._driver_until:
@@ -288,12 +291,19 @@ class DockerCompute:
     async def gpu_loads(self) -> Sequence[GpuLoad]:
         if not self._engine.line.is_here:
             return await self._gpu_loads_over_there()
-        cards = await asyncio.to_thread(card_loads)
+        moment = asyncio.get_running_loop().time()
+        try:
+            cards = await gpu_desk.HERE.ask(card_loads)
+        except Unavailable:
+            if not self._loads_seen:
+                raise
+            return [replace(load, age=moment - self._loads_at) for load in self._loads_seen]
         if not cards:
             return ()
         names = {str(shown["Id"]): Place(shown["Labels"][config.LABEL]).container
                  for shown in await self._engine.containers(config.LABEL)}  # fmt: skip
-        return await asyncio.to_thread(config.shared_out, cards, names)
+        self._loads_seen, self._loads_at = await asyncio.to_thread(config.shared_out, cards, names), moment
+        return self._loads_seen
 
     async def logs(self, handle: str, *, tail: int) -> AsyncIterator[bytes]:
         with translated():

@@ -206,7 +206,7 @@ async def services(
         deletions=Deletions(database, audit, changes, cast("Any", shelf)), uses=Uses(database),
         uploads=uploads, transfers=Transfers(database, audit, changes, uploads),
         images=images, image_care=ImageCare(database, audit, images, {}, None), registry=None,
-        builds=Builds(database, audit, changes, images, settings.builds, data_dir / "builds"),
+        builds=Builds(database, audit, changes, images, quotas, data_dir / "builds"),
         archives=Archives(database),
         imports=cast("Any", None), links=cast("Any", None),
         moves=cast("Any", None), store=cast("Any", shelf), files=cast("Any", None),

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.compute.places import Capacity, GpuFact
+from backends.compute.places import Capacity, GpuDriver, GpuFact
 from backends.reconcilers.hosts import HostWatch
 from backends.services import Services
 from backends.settings import PlacementSettings
 from storage.access import Caller
+from storage.records import Host
 from tests.gateway.commands.conftest import Desk
 
 GIB = 1024**3
@@ -30,6 +31,7 @@ async def hosted(services: Services, desk: Desk) -> AsyncIterator[Desk]:
         engine.capacity = Capacity(float(size), size * GIB, is_here=False)
         made[f"docker/{name}"] = MemoryCompute(engine)
     services.computes.update(made)
+    engine.driver = GpuDriver("550.54", (12, 4))
     await HostWatch(services.database, services.audit, services.changes, services.computes, PlacementSettings()).look()
     yield Desk(replace(services))
     for compute in made.values():
@@ -85,6 +87,27 @@ async def test_forget(hosted: Desk, services: Services, admin: Caller) -> None:
     assert (again.status, again.err) == (1, "there is no host 'gpu1'\n")
 
 
+async def test_forget_with_environments(hosted: Desk, services: Services, alice: Caller, admin: Caller) -> None:
+    """What will be lost is said, and the owner is told why it is gone."""
+    await hosted.run(alice, "env create train --image debian --cpu 1 --memory 1GiB --host gpu1")
+    refused = await hosted.run(admin, "host forget gpu1 --with-environments")
+    assert (refused.status, refused.out) == (1, "")
+    assert "is online" in refused.err
+    async with services.database.writing() as tx:
+        (await tx.get_one(Host, "gpu1")).is_up = False
+    assert "--with-environments" in (await hosted.run(admin, "host forget gpu1")).err
+    tried = await hosted.run(admin, "host forget gpu1 --with-environments --dry-run")
+    assert tried.out.splitlines()[1].split()[:2] == ["train", "alice"]
+    assert "would be lost: their homes" in tried.err
+    assert "train" in (await hosted.run(alice, "env list")).out
+    assert (await hosted.run(alice, "host forget gpu1 --with-environments --dry-run")).status == 77
+    done = await hosted.run(admin, "host forget gpu1 --with-environments --json")
+    assert [(row["name"], row["owner"]) for row in json.loads(done.out)] == [("train", "alice")]
+    listed = await hosted.run(alice, "env list")
+    assert "'train' is lost: it was given up with its host gpu1 on 20" in listed.err
+    assert json.loads((await hosted.run(alice, "env list --json")).out) == []
+
+
 async def test_a_house_without_hosts(desk: Desk, admin: Caller) -> None:
     answer = await desk.run(admin, "host list")
     assert (answer.status, answer.out) == (0, "")
@@ -120,6 +143,8 @@ async def test_gpus(hosted: Desk, services: Services, admin: Caller, alice: Call
     assert [(card["uuid"], card["held_by"], card["mode"]) for card in row["gpus"]] == [
         ("GPU-a", ["a.alice"], "exclusive"), ("MIG-b", ["c.alice"], "mig"),
     ]  # fmt: skip
+    assert (row["gpu_driver"], row["cuda"], row["gpu_trouble"]) == ("550.54", "12.4", "")
+    assert "550.54 (12.4)" in (await hosted.run(admin, "host list")).out
     assert "GPU-a: NVIDIA A100 80GiB, exclusive, a.alice" in (await hosted.run(admin, "host show gpu2")).out
     assert "2 of 2" in (await hosted.run(admin, "host list")).out
     assert "1 x NVIDIA A100, 1 x NVIDIA H100 1g.10gb" in (await hosted.run(alice, "doctor")).out

@@ -91,3 +91,21 @@ async def test_what_is_refused_is_said_line_by_line(desk: Desk, alice: Caller) -
     assert json.loads((await desk.run(alice, "image check --json", stdin=b"RUN \xff")).out)[0]["line"] == 1
     assert (await desk.run(alice, "image build tools", stdin=b"RUN a")).status == 2
     assert "nothing was built yet" in (await desk.run(alice, "image history")).err
+
+
+async def test_a_quota_that_is_full_is_said_by_the_check(desk: Desk, alice: Caller, admin: Caller) -> None:
+    """Before anything is queued; what is wrong with the text is said all the same."""
+    await desk.run(admin, "quota set --user alice --builds 1")
+    assert (await desk.run(alice, "image build tools --base debian:bookworm", stdin=b"RUN true\n")).status == 0
+    sentence = "your quota of open builds is 1, with 1 in use, and this needs 1: an administrator can raise it"
+    checked = await desk.run(alice, "image check", stdin=b"RUN true\n")
+    assert (checked.status, checked.out, checked.err) == (1, "", f"not now: {sentence}\n")
+    wrong = await desk.run(alice, "image check --json", stdin=b"USER root\n")
+    assert wrong.status == 2
+    assert [(row["line"], row["message"]) for row in json.loads(wrong.out)][1:] == [(0, sentence)]
+    refused = await desk.run(alice, "image build more --base debian:bookworm", stdin=b"RUN true\n")
+    assert (refused.status, refused.out, refused.err) == (1, "", f"{sentence}\n")
+    lines = json.loads((await desk.run(alice, "quota show --json")).out)
+    found = {row["of"]: row for row in lines if row["resource"] == "builds"}
+    assert (found["user"]["used"], found["user"]["allowed"], found["user"]["set_by"]) == (1, 1, "root-admin")
+    assert (found["workspace"]["used"], found["workspace"]["allowed"]) == (1, None)
