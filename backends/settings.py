@@ -260,6 +260,11 @@ class PortSettings(Group):
     """Address to listen on. Empty: all, IPv4 and IPv6."""
     connections: Annotated[int, Field(ge=1)] = 256
     """Connections that one published port may have at the same time."""
+    all_connections: Annotated[int, Field(ge=1)] = 1024
+    """Connections that all published ports may have together. Each takes up to two file descriptors of the gateway,
+    so a quarter of what it may open (`ulimit -n`) is the most, whatever this says."""
+    idle_seconds: Annotated[float, Field(ge=1)] = 3600.0
+    """A connection through which nothing went for so long is closed, seconds."""
     per_environment: Annotated[int, Field(ge=1)] = 8
     """Ports that one environment may have published."""
 
