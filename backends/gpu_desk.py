@@ -74,7 +74,7 @@ class GpuDesk:
             answer, error = None, None
             try:
                 answer = question()
-            except BaseException as raised:  # noqa: BLE001: handed to whoever asked
+            except BaseException as raised:  # handed to whoever asked
                 error = raised
             with self._lock:
                 flight = self._flights.pop(question)

@@ -232,12 +232,14 @@ class ApplicationSettings(Group):
     """What people read, such as `JupyterLab`."""
     argv: tuple[str, ...] = Field(min_length=1)
     """The program and its arguments. It must stay in the foreground and listen on 127.0.0.1. `{port}` is its port,
-    `{folder}` a folder that only its user reads, with the file `secret`, and `vncpasswd` where that is a password. A
-    program that ends with status 127 says that something is not installed."""
+    `{folder}` a folder that only its user reads, with the file `secret`, and where that is a password also `vncpasswd`
+    and `sam` (for NTLM). A program that ends with status 127 says that something is not installed."""
     port: Annotated[int, Field(ge=1024, le=65535)]
     """Where it listens, inside the environment."""
     secret: Literal["token", "password", "none"] = "token"
     """What it asks of people: `token`, 43 characters; `password`, 8, as VNC takes no more; `none`."""
+    user: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,32}$")
+    """User name that it asks for beside the password; it is shown with it, and stands in the file `sam`."""
     variable: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Environment variable in which the program finds the secret. Empty: it reads the file."""
     address: str = "http://127.0.0.1:{port}/"
@@ -258,6 +260,11 @@ class PortSettings(Group):
     """Address to listen on. Empty: all, IPv4 and IPv6."""
     connections: Annotated[int, Field(ge=1)] = 256
     """Connections that one published port may have at the same time."""
+    all_connections: Annotated[int, Field(ge=1)] = 1024
+    """Connections that all published ports may have together. Each takes up to two file descriptors of the gateway,
+    so a quarter of what it may open (`ulimit -n`) is the most, whatever this says."""
+    idle_seconds: Annotated[float, Field(ge=1)] = 3600.0
+    """A connection through which nothing went for so long is closed, seconds."""
     per_environment: Annotated[int, Field(ge=1)] = 8
     """Ports that one environment may have published."""
 
@@ -555,7 +562,7 @@ class BackendSettings(Group):
     """Ports of environments that are open without SSH: `env create --publish`."""
     applications: Mapping[str, ApplicationSettings] = {}
     """Programs that environments may be made with (`env create --app NAME`), beside those that are built in (jupyter,
-    vnc); one of the same name replaces it."""
+    vnc, rdp); one of the same name replaces it."""
     machines: Mapping[str, MachineSettings] = {}
     """Existing machines, reached over SSH; NAME is what people write after --compute."""
 
