@@ -178,9 +178,10 @@ class DockerSettings(Group):
 
 class PlacementSettings(Group):
     policy: Literal["least-used", "pack", "spread"] = "least-used"
-    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores
-    and memory left. `pack`: the one with least left, so that others stay empty for large ones. `spread`: the one with
-    the fewest environments."""
+    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores,
+    memory and GPUs left, by what is scarcest there. `pack`: the one with least left, so that others stay empty for
+    large ones. `spread`: the one with the fewest environments. By all of them, what asks for no GPU goes to a host
+    with GPUs last."""
     cpu_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
     """How many times a host's cores may be promised: most programs do not use theirs all the time."""
     memory_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
@@ -285,7 +286,13 @@ class EnvironmentSettings(Group):
     default_compute: str = ""
     """Compute of environments that name none. Empty: `docker` when it serves, else `local`."""
     ready_seconds: int = 300
-    """An environment that is not up after this time has failed, seconds."""
+    """An environment that is not up after this time has failed, seconds. What its image and its data take to reach its
+    machine does not count."""
+    pull_stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """A pull of its image that got nothing for this time is begun anew, minutes. One that gets on may take hours."""
+    pull_retry_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """While the registry of its image does not answer, the pull is tried again for this time after it got something
+    last, minutes. Then the environment has failed."""
     stop_grace_seconds: int = 10
     """Time between TERM and KILL when an environment is stopped, seconds."""
     limit_per_user: int = 20

@@ -16,6 +16,7 @@ from typing import Any
 
 from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
 from backends.builders.pulling import PullLines
+from backends.compute.contract import RegistryAway
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -68,7 +69,7 @@ class DockerBuilder:
         auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
         try:
             image = await self._engine.image(base, PullLines(write).see, auth=auth)
-        except BadInput as error:
+        except (BadInput, RegistryAway) as error:
             raise StepFailed(error.message, 1) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])
