@@ -235,6 +235,11 @@ class Builds:
     def log_path(self, build_id: str) -> Path:
         return self._directory / "logs" / f"{build_id}.log"
 
+    @property
+    def pruned_path(self) -> Path:
+        """A file as old as the last time that old layers were removed."""
+        return self._directory / "pruned"
+
     # ---- steps -----------------------------------------------------------------------------------------------
     def _require_builder(self) -> None:
         if self._why_not:
