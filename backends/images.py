@@ -23,6 +23,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, InUse, NotFound, Unavailable
 from storage.names import printable
+from storage.quota_limits import holds
 from storage.records import Environment, Image, ImageKind, ImageState, User, Workspace
 
 TOPIC = "image"
@@ -183,15 +184,23 @@ class Images:
             raise Conflict("this image has just been made again: try once more")
 
     async def source(self, environment: Environment) -> Source:
-        """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
+        """Where its engine gets what it was made from; rights are asked at every start.
+
+        NotFound: it is gone, or its owner shares it no more. Unavailable: the registry is not there any more.
+        """
         if not environment.image_id:
             official = self._official.get(environment.image)
             reference = official.reference if official is not None else environment.image
             return Source(check_plain(reference) if reference else "")
         async with self._database.reading() as tx:
             row = await tx.get(Image, environment.image_id)
-        if row is None:
-            raise NotFound(f"the image '{environment.image}' is gone")
+            if row is None or row.state is ImageState.DELETING:
+                raise NotFound(f"the image '{environment.image}' was deleted")
+            if not decide(await _maker(tx, environment), Action.IMAGE_USE, owned(row)).allowed:
+                raise NotFound(
+                    f"the image '{environment.image}' is not shared with '{environment.owner_name}' any more: "
+                    "ask its owner to share it again, or make an environment from another one"
+                )
         return Source(self.reference(row, environment.image_digest), engine_auth(self._registry))
 
     def source_of(self, chosen: Chosen) -> Source:
@@ -229,7 +238,10 @@ class Images:
         return self._view(caller, row, workspace)
 
     async def delete(self, caller: Caller, written: str) -> ImageView:
-        """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it."""
+        """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it.
+
+        One that is at rest, and whose owner may not use the image any more, could not be started anyway.
+        """
         async with self._database.writing() as tx:
             row, workspace = await self._find(tx, caller, Action.IMAGE_DELETE, written)
             # No environment comes between this and the commit: those take the row too (`hold`).
@@ -237,8 +249,8 @@ class Images:
                 raise NotFound(f"there is no image '{printable(written, limit=100)}'")
             if row.state is ImageState.BUILDING:
                 raise InUse(f"'{row.title}' is being made: cancel that first")
-            users = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()
-            if users:
+            made = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()
+            if users := [one for one in made if await _needs(tx, one, row)]:
                 raise InUse(f"'{row.title}' is used by {_some(users)}: delete that environment first")
             row.state = ImageState.DELETING
             await self._audit.add(tx, Event.by(caller, Action.IMAGE_DELETE, thing=row.title, digest=row.digest))
@@ -376,6 +388,17 @@ def _official_view(one: OfficialImageSettings) -> ImageView:
 def owned(image: Image) -> Owned:
     """The image as `decide()` sees it."""
     return Owned("image", image.title, image.owner_id, image.workspace_id, visibility=image.visibility)
+
+
+async def _needs(tx: Transaction, environment: Environment, image: Image) -> bool:
+    return holds(environment) or decide(await _maker(tx, environment), Action.IMAGE_USE, owned(image)).allowed
+
+
+async def _maker(tx: Transaction, environment: Environment) -> Caller:
+    """Whose environment it is, as rights are asked for."""
+    user = await tx.get_one(User, environment.owner_id)
+    workspace = await tx.get_one(Workspace, user.workspace_id)
+    return Caller(user.id, user.name, user.is_admin, workspace.id, workspace.name)
 
 
 def _rows() -> Select[Image, str]:
