@@ -64,7 +64,7 @@ class ImageCare:
             raise NotFound(f"there is no Docker host '{printable(host, limit=48)}' now (there are: {known})")
         async with self._database.reading() as tx:
             chosen = await self._images.resolve(tx, caller, written)
-        if chosen.image_id and self._images.is_here_only and not compute.is_here:
+        if chosen.digest and self._images.is_here_only and not compute.is_here:
             raise BadInput("this image is in the gateway's own registry, which other machines do not reach")
         source = self._images.source_of(chosen)
         await compute.pull_image(source.reference, chosen.title, source.auth, progress)

@@ -182,7 +182,7 @@ class Planner:
         need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
         need = replace(need, workspace_id=caller.workspace_id)
         placed = self._on_machine(caller, compute, request, need)
-        placed = placed or await self._placed(tx, compute, request, need, self._only_here(image.image_id))
+        placed = placed or await self._placed(tx, compute, request, need, self._only_here(image.digest))
         request = placed.request
         refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
@@ -209,9 +209,9 @@ class Planner:
             return Chosen(written, ""), [error.message]
         return Chosen("", ""), ()
 
-    def _only_here(self, image_id: str) -> str:
+    def _only_here(self, digest: str) -> str:
         """Why an environment of this image can run on the gateway's own machine only."""
-        return ELSEWHERE if image_id and self._images.is_here_only else ""
+        return ELSEWHERE if digest and self._images.is_here_only else ""
 
     def _on_machine(self, caller: Caller, compute: str, request: Request, gpus: GpuNeed) -> _Placed | None:
         """On an existing machine; None: it is no machine."""
@@ -259,7 +259,7 @@ class Planner:
         if not environment.host or environment.reserves:
             return
         await self._reservations.hold(tx, environment.compute)
-        only_here = self._only_here(environment.image_id)
+        only_here = self._only_here(environment.image_digest)
         ask = Ask(environment.cpus, environment.memory, gpu_need(environment), only_here)
         hosts = self.hosts_of(environment.compute)
         offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
