@@ -30,6 +30,8 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.names import printable
+from storage.quota_limits import Resource
+from storage.quotas import Owner, Quotas, full
 from storage.records import Build, BuildState, ImageKind, Workspace
 
 TOPIC = "build"
@@ -105,6 +107,7 @@ class Builds:
         directory: Path,
         *,
         why_not: str = "",
+        quotas: Quotas | None = None,
         clock: Clock = now,
     ) -> None:
         self._database = database
@@ -114,6 +117,7 @@ class Builds:
         self._settings = settings
         self._directory = directory
         self._why_not = why_not
+        self._quotas = quotas or Quotas(database, audit, changes)
         self._clock = clock
 
     async def check(self, caller: Caller, text: str) -> Sequence[Problem]:
@@ -246,7 +250,14 @@ class Builds:
             raise Unavailable(self._why_not)
 
     async def _hold(self, tx: Transaction, caller: Caller) -> None:
-        """OverQuota if the caller has too many builds open."""
+        """OverQuota if the caller has too many builds open, or no storage left.
+
+        How large an image becomes is known when it is made: one that ends beyond the quota stays, and is the last.
+        """
+        owner = Owner.of(caller)
+        await self._quotas.hold(tx, owner)
+        if refusals := full(caller, await self._quotas.lines_of(tx, owner, [Resource.STORAGE])):
+            raise OverQuota("; ".join(refusals))
         count = await tx.scalar(
             select(func.count()).select_from(Build).where(Build.owner_id == caller.user_id, Build.state.in_(OPEN))
         )

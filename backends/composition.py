@@ -160,7 +160,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         stack.push_async_callback(files.close)
         builds = Builds(
             database, audit, changes, images, settings.backends.builds, data / "builds",
-            why_not=why_not(settings.backends),
+            why_not=why_not(settings.backends), quotas=quotas,
         )  # fmt: skip
         yield Services(
             database=database,

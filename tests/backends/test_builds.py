@@ -26,7 +26,9 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
-from storage.records import AuditEvent, Build, BuildState, ImageState
+from storage.quota_limits import Resource
+from storage.quotas import Quotas
+from storage.records import AuditEvent, Build, BuildState, Holder, Image, ImageState
 
 FAR = DockerHostSettings(url="tcp://10.9.8.7:2375", insecure=True)
 NEAR = DockerHostSettings(url="unix:///var/run/docker.sock")
@@ -158,6 +160,23 @@ async def _until(test: Callable[[], bool]) -> None:
     async with asyncio.timeout(_GENEROUS):
         while not test():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def test_where_no_storage_is_left_nothing_is_built(yard: Yard, alice: Caller, bob: Caller, admin: Caller) -> None:
+    """What a build makes is known when it is over: that stays, and nothing follows."""
+    quotas = Quotas(yard.database, yard.audit, yard.changes)
+    await quotas.set(admin, Holder.USER, "alice", {Resource.STORAGE: 100})
+    await yard.ask(alice, "RUN a")
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    async with yard.database.writing() as tx:
+        await tx.execute(update(Image).values(size=150))
+    with pytest.raises(OverQuota, match=r"^your quota of storage is full \(150B of 100B\): delete images or data sets"):
+        await yard.ask(alice, "RUN b", name="other")
+    assert len(await yard.images.list(alice)) == 1
+    await yard.ask(bob, "RUN b")
+    await yard.images.delete(alice, "model:v1")
+    await yard.ask(alice, "RUN b", name="other")
 
 
 async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Caller, bob: Caller) -> None:
