@@ -349,6 +349,14 @@ class BlobUpload:
             self.is_finished = True
 
 
+def official_of(settings: RegistrySettings) -> Mapping[str, Registry]:
+    """Registries that see one project of official images each, by what references of those begin with."""
+    return {
+        prefix: Registry(settings.model_copy(update={"project": project}))
+        for project, prefix in settings.official.items()
+    }
+
+
 def _tls(settings: RegistrySettings) -> ssl.SSLContext | bool:
     if not settings.url.startswith("https://"):
         return True

@@ -437,6 +437,10 @@ class RegistrySettings(Group):
     """Its password or token. It goes to Docker engines with each pull and is stored on none of them."""
     project: str = ""
     """Harbor: the project that all images are kept in. Other registries: a first part of their names, may be empty."""
+    official_from: tuple[str, ...] = ()
+    """Projects (Harbor), or first parts of names, of this registry whose images everybody is offered by a short name:
+    of `library`, the image `library/debian:12` is `debian:12`. The login must be able to list and read them. They are
+    asked for every five minutes; nobody pushes there through Ashore."""
     ca_file: str = ""
     """PEM file with the authority that signed the registry's certificate. Empty: the system's authorities. Docker
     engines read their own: /etc/docker/certs.d/HOST/ca.crt on each machine."""
@@ -456,6 +460,11 @@ class RegistrySettings(Group):
             raise ValueError("http:// needs insecure = true: passwords and images go over the network readable")
         if self.project and not all(map(is_resource, self.project.split("/"))):
             raise ValueError("project must look like name or name/name")
+        for one in self.official_from:
+            if not all(map(is_resource, one.split("/"))):
+                raise ValueError("official_from takes names like library or name/name")
+            if self.project and f"{one}/".startswith(f"{self.project}/") | f"{self.project}/".startswith(f"{one}/"):
+                raise ValueError("official_from cannot be where people's own images are kept: the project")
         return self
 
     @property
@@ -468,6 +477,12 @@ class RegistrySettings(Group):
         """What the references of all images kept here begin with: `host:port/` or `host/project/`; empty if none."""
         host = urlsplit(self.url).netloc
         return host and "/".join(filter(None, (host, self.project))) + "/"
+
+    @property
+    def official(self) -> Mapping[str, str]:
+        """What the references of official images begin with, by the name in `official_from`."""
+        host = urlsplit(self.url).netloc
+        return {one: f"{host}/{one}/" for one in self.official_from} if host else {}
 
 
 class BuildSettings(Group):

@@ -25,6 +25,7 @@ from backends.data_sites import Sites
 from backends.gpu_use import GpuSigns
 from backends.image_loads import ImageLoads
 from backends.mounts import EnvironmentData
+from backends.official import OfficialList
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
 from backends.reconcilers.applications import ApplicationReconciler
@@ -38,6 +39,8 @@ from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
 from backends.reconcilers.images import ImageReconciler
 from backends.reconcilers.imports import ImportReconciler
+from backends.reconcilers.official import OfficialImages
+from backends.registry import official_of
 from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
 from backends.settings import BackendSettings
@@ -306,6 +309,10 @@ async def _running(
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]
+    official = official_of(house.settings.backends.registry)
+    if official:
+        watch = OfficialImages(official, OfficialList.in_directory(data))
+        loops.append(asyncio.create_task(watch.run(), name="official images of the registry"))
     if registry is not None and (builder := builder_of(backends, data)) is not None:
         builds = BuildReconciler(
             services.database, services.audit, services.changes, services.images, services.builds, builder,
@@ -324,6 +331,8 @@ async def _running(
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        for listing in official.values():
+            await listing.close()
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -117,4 +117,4 @@ async def _taken(tx: Transaction, subject: Subject, *, but: str = "") -> tuple[i
 def _who(subject: Subject) -> str:
     if subject.holder is Holder.WORKSPACE:
         return f"the workspace '{subject.name}'"
-    return f"the data sets and models of '{subject.name}'"
+    return f"the data sets, models and images of '{subject.name}'"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -89,10 +89,11 @@ class DockerBuilder:
             raise Unavailable("the Docker engine did not say which digest it pushed")
         return digest
 
-    async def prune(self, *, days: float) -> int:
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
         before, removed = time.time() - days * 86400, 0
         for image in await self._engine.images(LABEL):
-            if image["Created"] < before:
+            digests = {name.partition("@")[2] for name in image["RepoDigests"] or ()}
+            if image["Created"] < before and digests.isdisjoint(keep):
                 names = [name for name in image["RepoTags"] or () if not name.startswith("<none>")]
                 # With its last name goes the image itself.
                 removed += any([await self._engine.delete_image(name) for name in names or [image["Id"]]])

@@ -23,6 +23,7 @@ from backends.builders.docker import DockerBuilder
 from backends.builders.memory import MemoryBuilder, MemoryEngine
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.recipes import recipe
+from backends.registry_login import auth_file
 from backends.settings import BuildSettings, DockerHostSettings, RegistrySettings
 from storage.errors import AshoreError, Unavailable
 from tests.conformance import registries
@@ -347,6 +348,26 @@ async def test_old_layers_are_pruned_by_their_label(bench: Workbench) -> None:
     fresh = Log()
     await bench.builder.build(order, fresh)
     assert "using cache" not in fresh.text.lower()
+
+
+async def test_an_image_that_was_brought_beforehand_is_not_pruned(registry: RegistrySettings, tmp_path: Path) -> None:
+    """Pulled by its digest it has no tag, but the label of whoever built it, and would be old on the day it comes."""
+    builder = DockerBuilder(DockerHostSettings(url="unix:///var/run/docker.sock"), registry, BuildSettings())
+    made = recipe(parse(f"RUN echo {secrets.token_hex(8)}"), IMAGE, {LABEL: "1"})
+    order = Order(secrets.token_hex(8), made, f"{registry.prefix}tests/{secrets.token_hex(8)}:v1")
+    repository = order.target.rpartition(":")[0]
+    try:
+        digest = await builder.push(order, await builder.build(order, Log()), Log())
+        docker("rmi", order.target)
+        (tmp_path / "config.json").write_text(auth_file(registry))
+        docker("--config", str(tmp_path), "pull", f"{repository}@{digest}")
+        await asyncio.sleep(1.1)  # engines count whole seconds
+        await builder.prune(days=0, keep={digest})
+        assert docker("image", "ls", "-q", "--digests", repository)
+        assert await builder.prune(days=0) >= 1
+        assert not docker("image", "ls", "-q", "--digests", repository)
+    finally:
+        await builder.close()
 
 
 async def test_steps_of_buildah_cannot_leave_their_chroot(
