@@ -1,5 +1,7 @@
 # Everything that is done to this repository by hand, by name. `make run` needs Debian 12 or newer and nothing else.
 DATA ?= ./data
+# The tests wait for engines more than they compute, so there are more processes than cores.
+WORKERS ?= 4
 PYTHON := .venv/bin/python
 CODE := gateway tui backends storage tests
 
@@ -11,8 +13,8 @@ run: .venv/.installed-run  ## Serve from this machine; prints `ready ssh ADDRESS
 
 install: .venv/.installed-dev  ## The virtual environment with everything that the tests need
 
-test: install  ## The whole suite; needs the programs that .ci/run installs
-	$(PYTHON) -m pytest
+test: install  ## The whole suite in WORKERS processes; needs the programs that .ci/run installs
+	$(PYTHON) -m pytest -n $(WORKERS) --durations=25
 
 check: install  ## Style, types, who may import whom, pinned versions
 	.venv/bin/ruff check .

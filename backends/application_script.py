@@ -13,9 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
-from cryptography.hazmat.primitives.ciphers import Cipher, modes
-
+from backends.application_secrets import sam_line, vnc_password
 from backends.settings import ApplicationSettings
 from storage.records import ApplicationState
 
@@ -26,8 +24,6 @@ FOLDER = ".ashore/apps"
 _MARK = "ashore-application"
 _MISSING = 127
 _STATUS = re.compile("[0-9]{1,3}")
-_VNC_KEY = bytes(int(f"{byte:08b}"[::-1], 2) for byte in (23, 82, 107, 6, 35, 78, 88, 7))
-"""The key with which all VNC servers disguise the passwords in their files; DES of VNC reads bits backwards."""
 
 _BEGAN = """\
 # began PID: when it began, in ticks of the machine; a number may belong to another process by now
@@ -169,18 +165,20 @@ def _state(word: str, status: int | None) -> ApplicationState:
 
 def _part(one: Wanted) -> str:
     start = _start(one)
-    digest = hashlib.sha256(f"{_SUPERVISOR}\0{start}\0{one.secret}".encode()).hexdigest()
     files = {"supervisor.sh": _SUPERVISOR, "start": start}
     lines = [f'    printf %s {shlex.quote(text)} > "$folder/{name}"' for name, text in files.items()]
     lines += ['    : >> "$folder/log"', f'    printf %s {shlex.quote(one.secret)} > "$folder/secret"']
     if one.settings.secret == "password":
         octal = "".join(f"\\{byte:03o}" for byte in vnc_password(one.secret))
         lines.append(f"    printf '{octal}' > \"$folder/vncpasswd\"")
+        sam = shlex.quote(sam_line(one.settings.user, one.secret))
+        lines.append(f"    printf '%s\\n' {sam} > \"$folder/sam\"")
+    text = "\n".join(lines)
     return (
         _ONE.replace("@NAME@", one.name)
-        .replace("@DIGEST@", digest)
+        .replace("@DIGEST@", hashlib.sha256(text.encode()).hexdigest())
         .replace("@PORT@", f"{one.settings.port:04X}")
-        .replace("@FILES@", "\n".join(lines))
+        .replace("@FILES@", text)
     )
 
 
@@ -202,10 +200,3 @@ def _start(one: Wanted) -> str:
     program = words[0]
     lines += [f"command -v {program} >/dev/null || exit {_MISSING}", f"exec {' '.join(words)}"]
     return "\n".join(lines) + "\n"
-
-
-def vnc_password(password: str) -> bytes:
-    """The content of a VNC password file (RFB: DES with a key that is the same everywhere; eight characters)."""
-    # Three times the same key is plain DES.
-    cipher = Cipher(TripleDES(_VNC_KEY * 3), modes.ECB()).encryptor()
-    return cipher.update(password.encode("ascii")[:8].ljust(8, b"\0")) + cipher.finalize()

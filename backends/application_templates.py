@@ -17,18 +17,17 @@ elif command -v jupyter-notebook >/dev/null; then
 fi
 exit 127
 """
-# The first desktop that is there; without one, a terminal, or an empty screen.
-_VNC = """\
-command -v Xtigervnc >/dev/null || exit 127
+_DISPLAY = """\
 for number in 1 2 3 4 5 6 7 8 9; do
     [ -e "/tmp/.X11-unix/X$number" ] && [ -e "/tmp/.X$number-lock" ] &&
         kill -0 "$(cat "/tmp/.X$number-lock")" 2>/dev/null || break
 done
-Xtigervnc ":$number" -localhost=1 -rfbport {port} -SecurityTypes VncAuth -PasswordFile '{folder}/vncpasswd' \\
-    -AlwaysShared -geometry 1600x900 -depth 24 -desktop "$(hostname)" &
+export DISPLAY=":$number"
+"""
+"""The first display that is free."""
+_DESKTOP = """\
 server=$!
 trap 'kill "$server" 2>/dev/null' EXIT TERM INT HUP
-export DISPLAY=":$number"
 sleep 2
 for desktop in startxfce4 startlxqt mate-session startlxde openbox-session icewm-session xterm; do
     if command -v "$desktop" >/dev/null; then
@@ -36,7 +35,24 @@ for desktop in startxfce4 startlxqt mate-session startlxde openbox-session icewm
         break
     fi
 done
+"""
+"""On the display that was begun just now: the first desktop that is there; else a terminal, or an empty screen."""
+_VNC = f"""\
+command -v Xtigervnc >/dev/null || exit 127
+{_DISPLAY}
+Xtigervnc "$DISPLAY" -localhost=1 -rfbport {{port}} -SecurityTypes VncAuth -PasswordFile '{{folder}}/vncpasswd' \\
+    -AlwaysShared -geometry 1600x900 -depth 24 -desktop "$(hostname)" &
+{_DESKTOP}
 wait "$server"
+"""
+# xrdp lets people in through PAM, for which it wants root. FreeRDP's server shows a display of its own user, and proves
+# the password itself (NLA), from the hash in the file. It ends when its display does.
+_RDP = f"""\
+command -v freerdp-shadow-cli >/dev/null && command -v Xvfb >/dev/null || exit 127
+{_DISPLAY}
+Xvfb "$DISPLAY" -screen 0 1600x900x24 -nolisten tcp &
+{_DESKTOP}
+freerdp-shadow-cli /bind-address:127.0.0.1 /port:{{port}} /sec:nla '/sam-file:{{folder}}/sam'
 """
 
 BUILT_IN: Mapping[str, ApplicationSettings] = {
@@ -58,6 +74,17 @@ BUILT_IN: Mapping[str, ApplicationSettings] = {
         address="vnc://127.0.0.1:{port}",
         advice="any VNC viewer opens the address while the ssh line runs, and asks for the password",
         install="apt install tigervnc-standalone-server xfce4 dbus-x11",
+    ),
+    "rdp": ApplicationSettings(
+        title="Desktop (RDP)",
+        argv=("/bin/sh", "-c", _RDP),
+        port=3389,
+        secret="password",
+        user="developer",
+        address="127.0.0.1:{port}",
+        advice="any RDP client (mstsc, Remmina, xfreerdp) opens the address while the ssh line runs, and asks for user"
+        " and password",
+        install="apt install freerdp2-shadow-x11 xvfb xfce4 dbus-x11 (Debian 12)",
     ),
 }
 

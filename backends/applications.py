@@ -58,6 +58,8 @@ class Access:
     secret: str
     kind: str
     """Of the secret: `token`, `password` or `none`."""
+    user: str
+    """Whom it asks for beside the secret; mostly empty."""
     advice: str
 
     def line(self, user: str, environment: str, host: str, port: int) -> str:
@@ -185,10 +187,10 @@ class Applications:
         condition = self._condition(row, environment)
         template = self._templates.get(row.name)
         if template is None:
-            return Access(condition, 0, "", "", "none", "")
+            return Access(condition, 0, "", "", "none", "", "")
         local = local_port(environment, row.name)
         address = template.address.replace("{port}", str(local)).replace("{secret}", quote(secret, safe=""))
-        return Access(condition, local, address, secret, template.secret, template.advice)
+        return Access(condition, local, address, secret, template.secret, template.user, template.advice)
 
 
 def missing_words(one: Wanted) -> str:

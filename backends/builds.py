@@ -30,7 +30,7 @@ from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.names import printable
 from storage.quota_limits import QuotaLine, Resource
-from storage.quotas import Owner, Quotas, refusals_of
+from storage.quotas import Owner, Quotas, full, refusals_of
 from storage.records import Build, BuildState, ImageKind, Workspace
 
 TOPIC = "build"
@@ -261,21 +261,31 @@ class Builds:
     def log_path(self, build_id: str) -> Path:
         return self._directory / "logs" / f"{build_id}.log"
 
+    @property
+    def pruned_path(self) -> Path:
+        """A file as old as the last time that old layers were removed."""
+        return self._directory / "pruned"
+
     # ---- steps -----------------------------------------------------------------------------------------------
     def _require_builder(self) -> None:
         if self._why_not:
             raise Unavailable(self._why_not)
 
     async def _hold(self, tx: Transaction, caller: Caller) -> None:
-        """OverQuota if the caller, or the caller's workspace, has too many builds open."""
+        """OverQuota if the caller, or the caller's workspace, has too many builds open, or no storage left.
+
+        How large an image becomes is known when it is made: one that ends beyond the quota stays, and is the last.
+        """
         await self._quotas.hold(tx, Owner.of(caller))
         room = await self._room(tx, caller)
         if room.refusals:
             raise OverQuota("; ".join(room.refusals))
 
     async def _room(self, tx: Transaction, caller: Caller) -> BuildRoom:
-        lines = await self._quotas.lines_of(tx, Owner.of(caller), (Resource.BUILDS,))
-        return BuildRoom(lines, refusals_of(caller, lines, {Resource.BUILDS: 1}))
+        owner = Owner.of(caller)
+        lines = await self._quotas.lines_of(tx, owner, (Resource.BUILDS,))
+        storage = await self._quotas.lines_of(tx, owner, (Resource.STORAGE,))
+        return BuildRoom(lines, [*refusals_of(caller, lines, {Resource.BUILDS: 1}), *full(caller, storage)])
 
     async def _next_number(self, tx: Transaction, caller: Caller, name: str) -> int:
         query = select(func.max(Build.number)).where(

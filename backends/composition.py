@@ -27,6 +27,7 @@ from backends.hosts import Hosts
 from backends.image_care import ImageCare
 from backends.images import Images
 from backends.imports import Imports
+from backends.official import OfficialList
 from backends.published import PublishedPorts
 from backends.registry import Registry
 from backends.services import Address, Services
@@ -134,7 +135,10 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
         guests = Guests(database, vault, computes, changes)
         stack.push_async_callback(guests.close)
         quotas = quotas_of(database, audit, changes, settings.quotas, settings.objects, settings.backends)
-        images = Images(database, audit, changes, settings.backends.registry, settings.backends.images)
+        images = Images(
+            database, audit, changes, settings.backends.registry, settings.backends.images,
+            listed=OfficialList.in_directory(data),
+        )  # fmt: skip
         registry = Registry(settings.backends.registry) if settings.backends.registry.url else None
         if registry is not None:
             stack.push_async_callback(registry.close)

@@ -12,12 +12,13 @@ from sqlalchemy import select
 
 from backends.compute.contract import Compute, HasImages, Progress
 from backends.compute.places import host_of, place_of
+from backends.image_loads import ImageLoads
 from backends.images import NO_REGISTRY, Images
 from backends.registry import Registry
 from storage.access import Action, Caller, require
 from storage.audit import AuditTrail, Event
 from storage.database.engine import Database
-from storage.errors import BadInput, NotFound, Unavailable
+from storage.errors import NotFound, Unavailable
 from storage.names import printable
 from storage.records import Image
 
@@ -50,11 +51,12 @@ class ImageCare:
         self._images = images
         self._computes = computes
         self._registry = registry
+        self._loads = ImageLoads(registry)
 
     async def pull(self, caller: Caller, written: str, host: str, progress: Progress) -> None:
         """Bring an image to a Docker host, so that the first environment there need not wait for it.
 
-        NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer, or cannot reach it.
+        NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer.
         """
         require(caller, Action.IMAGE_PULL)
         place = place_of(_DOCKER, host)
@@ -64,10 +66,11 @@ class ImageCare:
             raise NotFound(f"there is no Docker host '{printable(host, limit=48)}' now (there are: {known})")
         async with self._database.reading() as tx:
             chosen = await self._images.resolve(tx, caller, written)
-        if chosen.image_id and self._images.is_here_only and not compute.is_here:
-            raise BadInput("this image is in the gateway's own registry, which other machines do not reach")
         source = self._images.source_of(chosen)
-        await compute.pull_image(source.reference, chosen.title, source.auth, progress)
+        if self._loads.is_needed(compute, source.reference):
+            await self._loads.bring(compute, source.reference, chosen.title, progress)
+        else:
+            await compute.pull_image(source.reference, chosen.title, source.auth, progress)
         facts = {"host": host, "digest": chosen.digest}
         await self._audit.record(Event.by(caller, Action.IMAGE_PULL, thing=chosen.title, **facts))
 

@@ -21,6 +21,8 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LONGEST = 255
 _HUB = "docker.io"
+LOADED = "loaded.ashore.invalid/"
+"""Before the names of images that were brought to an engine, instead of pulled by it. No host can be called so."""
 _HUBS = (_HUB, "index.docker.io")
 _EXTENSIONS = re.compile(r"\.(?:tar(?:\.(?:gz|zst))?|tgz|tzst)$")
 
@@ -87,6 +89,12 @@ def _divided(name: str) -> tuple[str, str]:
     if host in _HUBS:
         host, path = _HUB, path if "/" in path else f"library/{path}"
     return host, path
+
+
+def loaded_name(reference: str) -> str:
+    """How an engine calls `HOST/repository@sha256:…` that was brought to it: in an archive an image has tags only."""
+    name, _, digest = reference.partition("@")
+    return f"{LOADED}{name.partition('/')[2]}:{digest.removeprefix('sha256:')}"
 
 
 def name_of_file(file: str) -> tuple[str, str]:

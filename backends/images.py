@@ -6,13 +6,14 @@ The bytes are in the registry and none of this file's business: `reconcilers.ima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, String, cast, select
 
-from backends.image_names import LATEST, ImageName, check_image, check_plain, parse_image
+from backends.image_names import LATEST, LOADED, ImageName, check_image, check_plain, parse_image
+from backends.official import OfficialList
 from backends.registry_login import engine_auth
 from backends.settings import ImageSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Action, Caller, Owned, Visibility, decide, may_see, require
@@ -23,6 +24,7 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.errors import BadInput, Conflict, InUse, NotFound, Unavailable
 from storage.names import printable
+from storage.quota_limits import holds
 from storage.records import Environment, Image, ImageKind, ImageState, User, Workspace
 
 TOPIC = "image"
@@ -66,7 +68,8 @@ class ImageView:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a written name means now. `image_id` and `digest` are empty for what is not kept in our registry."""
+    """What a written name means now. `digest` is empty for what is not kept in our registry, `image_id` also for
+    official images that are."""
 
     title: str
     """As it was written; one that is kept here with its tag."""
@@ -107,11 +110,15 @@ class Images:
         registry: RegistrySettings,
         catalogue: ImageSettings | None = None,
         clock: Clock = now,
+        *,
+        listed: OfficialList | None = None,
     ) -> None:
+        """`listed`: official images of the registry, beside those of the settings."""
         self._database = database
         self._audit = audit
         self._changes = changes
         self._registry = registry
+        self._listed = listed
         self._official = {one.name: one for one in (catalogue.official if catalogue else ())}
         self._clock = clock
 
@@ -130,7 +137,7 @@ class Images:
         seen.sort(key=lambda one: (not _is_mine(caller, one[0]), one[0].workspace_id != caller.workspace_id))
         views = [self._view(caller, row, workspace) for row, workspace in seen]
         mine = sum(_is_mine(caller, row) for row, _ in seen)
-        return [*views[:mine], *map(_official_view, self._official.values()), *views[mine:]]
+        return [*views[:mine], *map(_official_view, self._offered().values()), *views[mine:]]
 
     async def show(self, caller: Caller, written: str) -> ImageView:
         """One image by the name that `list` gives it. NotFound if there is none to see."""
@@ -169,7 +176,7 @@ class Images:
         """What `written` means to everybody alike: an official image, or a reference. BadInput: neither."""
         official = self._official_named(written)
         if official is not None:
-            return Chosen(official.name, check_plain(official.reference))
+            return self._chosen(official)
         reference = check_plain(written)
         self._refuse_ours(reference)
         return Chosen(written, reference)
@@ -183,25 +190,26 @@ class Images:
             raise Conflict("this image has just been made again: try once more")
 
     async def source(self, environment: Environment) -> Source:
-        """Where its engine gets what it was made from. Unavailable: the registry is not there any more."""
+        """Where its engine gets what it was made from; rights are asked at every start.
+
+        NotFound: it is gone, or its owner shares it no more. Unavailable: the registry is not there any more.
+        """
         if not environment.image_id:
-            official = self._official.get(environment.image)
-            reference = official.reference if official is not None else environment.image
-            return Source(check_plain(reference) if reference else "")
+            return self._plain_source(environment)
         async with self._database.reading() as tx:
             row = await tx.get(Image, environment.image_id)
-        if row is None:
-            raise NotFound(f"the image '{environment.image}' is gone")
+            if row is None or row.state is ImageState.DELETING:
+                raise NotFound(f"the image '{environment.image}' was deleted")
+            if not decide(await _maker(tx, environment), Action.IMAGE_USE, owned(row)).allowed:
+                raise NotFound(
+                    f"the image '{environment.image}' is not shared with '{environment.owner_name}' any more: "
+                    "ask its owner to share it again, or make an environment from another one"
+                )
         return Source(self.reference(row, environment.image_digest), engine_auth(self._registry))
 
     def source_of(self, chosen: Chosen) -> Source:
         """Where an engine gets what was chosen."""
-        return Source(chosen.reference, engine_auth(self._registry) if chosen.image_id else "")
-
-    @property
-    def is_here_only(self) -> bool:
-        """Engines on other machines cannot reach the registry."""
-        return self._registry.is_here
+        return Source(chosen.reference, engine_auth(self._registry) if chosen.digest else "")
 
     def reference(self, image: Image, digest: str = "") -> str:
         """What an engine pulls: the manifest `digest`, or else the present one. Unavailable: there is no registry."""
@@ -229,7 +237,10 @@ class Images:
         return self._view(caller, row, workspace)
 
     async def delete(self, caller: Caller, written: str) -> ImageView:
-        """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it."""
+        """Nobody can use it any more when this returns; the registry's copy goes soon. InUse: an environment has it.
+
+        One that is at rest, and whose owner may not use the image any more, could not be started anyway.
+        """
         async with self._database.writing() as tx:
             row, workspace = await self._find(tx, caller, Action.IMAGE_DELETE, written)
             # No environment comes between this and the commit: those take the row too (`hold`).
@@ -237,8 +248,8 @@ class Images:
                 raise NotFound(f"there is no image '{printable(written, limit=100)}'")
             if row.state is ImageState.BUILDING:
                 raise InUse(f"'{row.title}' is being made: cancel that first")
-            users = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()
-            if users:
+            made = (await tx.scalars(select(Environment).where(Environment.image_id == row.id))).all()
+            if users := [one for one in made if await _needs(tx, one, row)]:
                 raise InUse(f"'{row.title}' is used by {_some(users)}: delete that environment first")
             row.state = ImageState.DELETING
             await self._audit.add(tx, Event.by(caller, Action.IMAGE_DELETE, thing=row.title, digest=row.digest))
@@ -306,13 +317,40 @@ class Images:
             raise NotFound("the image is not being made any more")
         return row
 
+    def _offered(self) -> Mapping[str, OfficialImageSettings]:
+        """Official images by name; of two with one name that of the settings."""
+        return {**self._official, **{name: one for name, one in self._kept().items() if name not in self._official}}
+
+    def _kept(self) -> Mapping[str, OfficialImageSettings]:
+        return self._listed.known() if self._listed is not None and self._registry.official else {}
+
     def _official_named(self, written: str) -> OfficialImageSettings | None:
-        return self._official.get(written) or self._official.get(f"{written}:{LATEST}")
+        offered = self._offered()
+        return offered.get(written) or offered.get(f"{written}:{LATEST}")
+
+    def _chosen(self, official: OfficialImageSettings) -> Chosen:
+        is_kept = official.name not in self._official
+        reference = check_plain(official.reference)
+        return Chosen(official.name, reference, digest=reference.partition("@")[2] if is_kept else "")
+
+    def _plain_source(self, environment: Environment) -> Source:
+        """Of what is no image of a person. An official one of the registry stays the one that it was made from."""
+        if not environment.image_digest:
+            official = self._official.get(environment.image)
+            reference = official.reference if official is not None else environment.image
+            return Source(check_plain(reference) if reference else "")
+        self.require_registry()
+        name = environment.image.partition(":")[0]
+        repository = next((one.reference for one in self._kept().values() if one.name.partition(":")[0] == name), "")
+        if not repository:
+            raise NotFound(f"the official image '{environment.image}' is not in the registry of this house any more")
+        repository = repository.partition("@")[0]
+        return Source(f"{repository}@{environment.image_digest}", engine_auth(self._registry))
 
     def _refuse_ours(self, written: str) -> None:
         """Our registry's images have names here; by a reference, anybody could start what an engine has already."""
-        prefix = self._registry.prefix
-        if prefix and f"{written}/".lower().startswith(prefix.lower()):
+        ours = (self._registry.prefix, *self._registry.official.values(), LOADED)
+        if f"{written}/".lower().startswith(tuple(one.lower() for one in ours if one)):
             raise BadInput(f"'{printable(written, limit=80)}' is in the registry of this house: write its name instead")
 
     async def _refuse_hidden(self, tx: Transaction, caller: Caller, written: str) -> None:
@@ -376,6 +414,17 @@ def _official_view(one: OfficialImageSettings) -> ImageView:
 def owned(image: Image) -> Owned:
     """The image as `decide()` sees it."""
     return Owned("image", image.title, image.owner_id, image.workspace_id, visibility=image.visibility)
+
+
+async def _needs(tx: Transaction, environment: Environment, image: Image) -> bool:
+    return holds(environment) or decide(await _maker(tx, environment), Action.IMAGE_USE, owned(image)).allowed
+
+
+async def _maker(tx: Transaction, environment: Environment) -> Caller:
+    """Whose environment it is, as rights are asked for."""
+    user = await tx.get_one(User, environment.owner_id)
+    workspace = await tx.get_one(Workspace, user.workspace_id)
+    return Caller(user.id, user.name, user.is_admin, workspace.id, workspace.name)
 
 
 def _rows() -> Select[Image, str]:

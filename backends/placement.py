@@ -1,7 +1,8 @@
 """Which host a new environment gets. Pure: no database and no engine here.
 
 A host has what its machine has, and what environments reserved is taken from it; cores and memory may be promised
-several times, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses.
+several times, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses. What
+asks for no GPU goes to a host with cards only where there is room nowhere else: they would stand idle beside it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Room:
         """How much of that which is scarcest is taken, 0 to 1."""
         if not self.cpus or not self.memory:
             return 1.0
-        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory_to_promise)
+        cards = self.cards_in_use / len(self.cards) if self.cards else 0.0
+        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory_to_promise, cards)
 
     def lacks(self, need: Need) -> str:
         """What of `need` it has not left, for people; empty if it fits."""
@@ -124,23 +126,25 @@ _POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
 }
 
 
-def choose(offers: Sequence[Offer], policy: str, *, only_here: str = "") -> Choice:
+def choose(offers: Sequence[Offer], policy: str) -> Choice:
     """The best of `offers` by `policy` of those that have room. The same offers give the same choice."""
-    against = {offer.room.host: objection(offer, only_here=only_here) for offer in offers}
+    against = {offer.room.host: objection(offer) for offer in offers}
     fitting = [offer for offer in offers if not against[offer.room.host]]
     if not fitting:
         return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
     rank = _POLICIES[policy]
-    return Choice(min(fitting, key=lambda offer: rank(offer.room)))
+    return Choice(min(fitting, key=lambda offer: (_wastes_cards(offer), rank(offer.room))))
 
 
-def objection(offer: Offer, *, only_here: str = "") -> str:
+def _wastes_cards(offer: Offer) -> bool:
+    return bool(offer.room.cards) and not offer.need.gpus.count
+
+
+def objection(offer: Offer) -> str:
     """Why it cannot go there, in a few words; empty if it can."""
     room = offer.room
     if room.state is HostState.MAINTENANCE:
         return "in maintenance" + (f", {room.reason}" if room.reason else "")
     if room.state is HostState.OFFLINE:
         return "offline" + (f", {room.reason}" if room.reason else "")
-    if only_here and not room.is_here:
-        return only_here
     return "; ".join(offer.never) or room.lacks(offer.need)

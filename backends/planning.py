@@ -30,10 +30,6 @@ from storage.quota_limits import RUNNING, Amounts, QuotaLine, Resource
 from storage.quotas import Owner, Quotas, refusals_of
 from storage.records import Environment
 
-ELSEWHERE = (
-    "this image is in the gateway's own registry, which its machine alone reaches: an administrator can set "
-    "backends.registry.url"
-)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -182,7 +178,7 @@ class Planner:
         need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
         need = replace(need, workspace_id=caller.workspace_id)
         placed = self._on_machine(caller, compute, request, need)
-        placed = placed or await self._placed(tx, compute, request, need, self._only_here(image.image_id))
+        placed = placed or await self._placed(tx, compute, request, need)
         request = placed.request
         refusals += [*wrong, *placed.wrong, *placed.no_room, *_check_variables(request)]
         quotas = await self._quotas.lines_of(tx, Owner.of(caller), RUNNING)
@@ -209,10 +205,6 @@ class Planner:
             return Chosen(written, ""), [error.message]
         return Chosen("", ""), ()
 
-    def _only_here(self, image_id: str) -> str:
-        """Why an environment of this image can run on the gateway's own machine only."""
-        return ELSEWHERE if image_id and self._images.is_here_only else ""
-
     def _on_machine(self, caller: Caller, compute: str, request: Request, gpus: GpuNeed) -> _Placed | None:
         """On an existing machine; None: it is no machine."""
         machine = self._settings.machines.get(compute)
@@ -228,7 +220,7 @@ class Planner:
             wrong.append(f"'{compute}' gives out no GPUs: it is a machine as it is")
         return _Placed(replace(request, cpus=0.0, memory=0), wrong=wrong)
 
-    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed, only_here: str) -> _Placed:
+    async def _placed(self, tx: Transaction, compute: str, request: Request, gpus: GpuNeed) -> _Placed:
         hosts = self.hosts_of(compute)
         cpus, memory = self.limits.filled(request.cpus, request.memory)
         filled = replace(request, cpus=cpus, memory=memory)
@@ -238,7 +230,7 @@ class Planner:
         if not hosts:
             without = [f"the compute '{printable(compute, limit=40)}' has no GPUs"] if gpus.count else []
             return _Placed(filled, wrong=[*self.limits.refusals(cpus, memory), *without])
-        ask = Ask(request.cpus, request.memory, gpus, only_here)
+        ask = Ask(request.cpus, request.memory, gpus)
         found = await self._reservations.choose(tx, compute, [request.host] if request.host else hosts, ask)
         if found.offer is None:
             if found.is_never:
@@ -259,8 +251,7 @@ class Planner:
         if not environment.host or environment.reserves:
             return
         await self._reservations.hold(tx, environment.compute)
-        only_here = self._only_here(environment.image_id)
-        ask = Ask(environment.cpus, environment.memory, gpu_need(environment), only_here)
+        ask = Ask(environment.cpus, environment.memory, gpu_need(environment))
         hosts = self.hosts_of(environment.compute)
         offer, against = await self._reservations.again(tx, environment.compute, environment.host, ask)
         if environment.host not in hosts:

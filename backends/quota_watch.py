@@ -28,7 +28,7 @@ from storage.records import Holder, QuotaWarning
 from storage.settings import QuotaSettings
 
 log = logging.getLogger(__name__)
-_TOPICS = ("environment", "quota", "upload", "build")
+_TOPICS = ("environment", "quota", "upload", "build", "image")
 _PAUSE = 60.0
 _LEAST_PAUSE = 15.0
 _WAITS = (1.0, 5.0)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -29,12 +29,17 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _MANIFESTS = (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_LIST, OCI_INDEX)
 _LARGEST_MANIFEST = 4 * 1024 * 1024
+_PIECE = 256 * 1024
 _PAGE = 100
 _MOST_PAGES = 100
 _FIELD = re.compile(r'([a-z_]+)="([^"]*)"')
 _TOKEN_SPARE = 30.0
 """A token is fetched anew so many seconds before it ends; a long upload needs it at its beginning only."""
 AWAY = "the image registry does not answer"
+FORBIDDEN = "the image registry does not let the user of the settings do this"
+_VERIFY_EXPIRED, _VERIFY_EARLY = 10, 9
+_VERIFY_NAMES = (62, 64)
+"""Numbers of OpenSSL (`openssl verify`): another host name, another address."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,20 @@ class Registry:
         self._challenge: Mapping[str, str] | None = None
         """How it wants to be asked; None before that is known, empty if anybody may ask."""
         self._tokens: dict[str, tuple[float, str]] = {}
+        self._more: dict[str, str] = {}
+        """What the registry wanted beside a scope when it refused a token for it."""
+
+    @property
+    def is_here(self) -> bool:
+        """Engines on other machines cannot reach it."""
+        return self._settings.is_here
+
+    def place_of(self, reference: str) -> tuple[str, str] | None:
+        """Repository and digest of a reference `HOST/…@sha256:…`; None if it is not kept here."""
+        name, _, digest = reference.partition("@")
+        if not digest or not name.startswith(self._settings.prefix):
+            return None
+        return name.removeprefix(self._settings.prefix), digest
 
     async def close(self) -> None:
         if self._http is not None:
@@ -76,15 +95,25 @@ class Registry:
 
     # ---- blobs -----------------------------------------------------------------------------------------------
     async def has_blob(self, repository: str, digest: str) -> bool:
+        return await self.blob_size(repository, digest) is not None
+
+    async def blob_size(self, repository: str, digest: str) -> int | None:
+        """Its bytes; None if it is not there."""
         with contextlib.suppress(NotFound):
-            async with self._call("HEAD", self._path(repository, "blobs", digest), scope=repository):
-                return True
-        return False
+            async with self._call("HEAD", self._path(repository, "blobs", digest), scope=repository) as answer:
+                return int(answer.headers.get("Content-Length", "0"))
+        return None
 
     async def blob(self, repository: str, digest: str, *, most: int = _LARGEST_MANIFEST) -> bytes:
         """A small blob, such as a configuration; BadInput if it is larger than `most` bytes."""
         async with self._call("GET", self._path(repository, "blobs", digest), scope=repository) as answer:
             return await _limited(answer, most)
+
+    async def blob_pieces(self, repository: str, digest: str) -> AsyncGenerator[bytes]:
+        """A blob of any size, as it comes. Whether it is complete, its size and its digest tell."""
+        async with self._call("GET", self._path(repository, "blobs", digest), scope=repository) as answer:
+            async for piece in answer.content.iter_chunked(_PIECE):
+                yield piece
 
     @contextlib.asynccontextmanager
     async def upload(self, repository: str) -> AsyncIterator[BlobUpload]:
@@ -195,12 +224,40 @@ class Registry:
         """One request. `path`: below the registry, or a whole URL of it. `scope`: the repository, None for Harbor."""
         url = path if path.startswith(("http://", "https://")) else self._base + path
         with _translated():
-            login = await self._login(scope)
-            sent = {**(headers or {}), **login}
-            async with self._session().request(method, url, data=data, headers=sent) as answer:
+            answer = await self._asked(method, url, scope, data, headers)
+            if answer.status == 401 and scope is not None and self._may_ask_again(answer, scope, data):
+                answer.release()
+                answer = await self._asked(method, url, scope, data, headers)
+            async with answer:
                 if answer.status >= 400:
                     raise await _refusal(answer)
                 yield answer
+
+    async def _asked(
+        self,
+        method: str,
+        url: str,
+        scope: str | None,
+        data: bytes | AsyncIterable[bytes] | None,
+        headers: Mapping[str, str] | None,
+    ) -> aiohttp.ClientResponse:
+        sent = {**(headers or {}), **await self._login(scope)}
+        return await self._session().request(method, url, data=data, headers=sent)
+
+    def _may_ask_again(
+        self, answer: aiohttp.ClientResponse, scope: str, data: bytes | AsyncIterable[bytes] | None
+    ) -> bool:
+        """Whether another token may help: the last one has ended early, or was for less than this takes.
+
+        A body that is being made while it is sent can be sent once only; its token is as fresh as its upload.
+        """
+        challenge = _challenge(answer)
+        if challenge.get("kind") != "bearer" or not (data is None or isinstance(data, bytes)):
+            return False
+        self._challenge = challenge
+        self._tokens.pop(self._scope(scope), None)
+        self._more[self._scope(scope)] = challenge.get("scope", "")
+        return True
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -216,7 +273,7 @@ class Registry:
         if scope is None:
             return self._basic()
         if self._challenge is None:
-            self._challenge = await self._asked()
+            self._challenge = await self._first_challenge()
         kind = self._challenge.get("kind", "")
         if kind == "bearer":
             return {"Authorization": f"Bearer {await self._token(scope)}"}
@@ -225,19 +282,22 @@ class Registry:
     def _basic(self) -> Mapping[str, str]:
         return {"Authorization": f"Basic {basic(self._settings)}"} if self._settings.user else {}
 
-    async def _asked(self) -> Mapping[str, str]:
+    async def _first_challenge(self) -> Mapping[str, str]:
         async with self._session().get(f"{self._base}/v2/") as answer:
             if answer.status == 200:
                 return {}
+            if answer.status == 400 and self._base.startswith("http://"):  # what Go's servers answer
+                raise Unavailable("the image registry wants TLS: is it https:// ?")
             if answer.status != 401:
                 raise Unavailable(f"what answers at the registry's address is none (status {answer.status})")
-            words = answer.headers.get("WWW-Authenticate", "")
-        kind, _, rest = words.partition(" ")
-        return {"kind": kind.lower(), **dict(_FIELD.findall(rest))}
+            return _challenge(answer)
+
+    def _scope(self, scope: str) -> str:
+        return scope if not scope or ":" in scope else f"repository:{self._prefix}{scope}:pull,push,delete"
 
     async def _token(self, scope: str) -> str:
         assert self._challenge is not None
-        wanted = scope if not scope or ":" in scope else f"repository:{self._prefix}{scope}:pull,push,delete"
+        wanted = self._scope(scope)
         moment = asyncio.get_running_loop().time()
         until, token = self._tokens.get(wanted, (0.0, ""))
         if moment < until:
@@ -246,12 +306,15 @@ class Registry:
         parts = urlsplit(realm)
         if parts.scheme != "https" and parts.netloc != urlsplit(self._base).netloc and not self._settings.insecure:
             raise Unavailable("the image registry wants its password at a place without TLS, which is refused")
-        query = {"service": self._challenge.get("service", ""), **({"scope": wanted} if wanted else {})}
+        scopes = dict.fromkeys(filter(None, (wanted, self._more.get(wanted, ""))))
+        query = [("service", self._challenge.get("service", "")), *(("scope", one) for one in scopes)]
         async with self._session().get(realm, params=query, headers=self._basic()) as answer:
             if answer.status >= 400:
                 raise await _refusal(answer)
             facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
         token = str(facts.get("token") or facts.get("access_token") or "")
+        if not token:
+            raise Unavailable("the image registry's token service gives no tokens")
         self._tokens[wanted] = moment + float(facts.get("expires_in") or 60) - _TOKEN_SPARE, token
         return token
 
@@ -266,6 +329,8 @@ class BlobUpload:
         self.is_finished = False
 
     async def send(self, pieces: AsyncIterable[bytes]) -> None:
+        """All of it. Pieces that end before the end leave an upload that can be cancelled; if they raise, registries do
+        not know any more how much they have, and keep it until they sweep."""
         headers = {"Content-Type": "application/octet-stream"}
         async with self._registry._call(
             "PATCH", self._url, scope=self._repository, data=pieces, headers=headers
@@ -282,6 +347,14 @@ class BlobUpload:
     async def cancel(self) -> None:
         async with self._registry._call("DELETE", self._url, scope=self._repository):
             self.is_finished = True
+
+
+def official_of(settings: RegistrySettings) -> Mapping[str, Registry]:
+    """Registries that see one project of official images each, by what references of those begin with."""
+    return {
+        prefix: Registry(settings.model_copy(update={"project": project}))
+        for project, prefix in settings.official.items()
+    }
 
 
 def _tls(settings: RegistrySettings) -> ssl.SSLContext | bool:
@@ -309,7 +382,10 @@ async def _refusal(answer: aiohttp.ClientResponse) -> AshoreError:
     with contextlib.suppress(aiohttp.ClientError, BadInput, ValueError, KeyError, IndexError, TypeError):
         found = json.loads(await _limited(answer, 64 * 1024))["errors"][0]
         said = printable(f"{found.get('code', '')} {found.get('message', '')}".strip(), limit=200)
-    if answer.status in (401, 403):
+    # The challenge of a token service says whether the token is bad, or for less than this.
+    if answer.status == 403 or (answer.status == 401 and _is_too_little(answer)):
+        return Unavailable(FORBIDDEN)
+    if answer.status == 401:
         return Unavailable("the image registry does not take the user and password of the settings")
     if answer.status == 404:
         return NotFound(f"the image registry has no such thing ({said or 'status 404'})")
@@ -322,7 +398,34 @@ async def _refusal(answer: aiohttp.ClientResponse) -> AshoreError:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Unavailable(_against(error.certificate_error)) from error
+    except aiohttp.ClientConnectorSSLError as error:
+        raise Unavailable("what answers at the image registry's address speaks no TLS: is it http:// ?") from error
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise Unavailable(AWAY) from error
     except ValueError as error:  # from json
         raise Unavailable("the image registry sent what cannot be read") from error
+
+
+def _against(error: Exception) -> str:
+    """What is wrong with the registry's certificate."""
+    code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
+    if code == _VERIFY_EXPIRED:
+        return "the image registry's certificate has expired: it must be renewed"
+    if code == _VERIFY_EARLY:
+        return "the image registry's certificate is not valid yet: compare its clock with ours"
+    if code in _VERIFY_NAMES:
+        return "the image registry's certificate is for another name than that of backends.registry.url"
+    return "the image registry's certificate is of an authority that is not known here: see backends.registry.ca_file"
+
+
+def _challenge(answer: aiohttp.ClientResponse) -> Mapping[str, str]:
+    """How a registry that has refused wants to be asked."""
+    kind, _, rest = answer.headers.get("WWW-Authenticate", "").partition(" ")
+    return {"kind": kind.lower(), **dict(_FIELD.findall(rest))}
+
+
+def _is_too_little(answer: aiohttp.ClientResponse) -> bool:
+    """A token was given and taken, but is not for this: the login is right, and its rights are few."""
+    return _challenge(answer).get("error", "") == "insufficient_scope"

@@ -31,9 +31,9 @@ def auth_file(settings: RegistrySettings) -> str:
 def is_ours(settings: RegistrySettings, reference: str) -> bool:
     """Whether a base is an image that the house keeps: nobody can write such a reference, so the login may go with it.
 
-    Not by the host alone: other projects of the same registry are not ours.
+    Not by the host alone: other projects of the same registry are not ours, but those of official images are.
     """
-    return bool(settings.prefix) and reference.startswith(settings.prefix)
+    return bool(settings.prefix) and reference.startswith((settings.prefix, *settings.official.values()))
 
 
 def basic(settings: RegistrySettings) -> str:

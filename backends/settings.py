@@ -178,9 +178,10 @@ class DockerSettings(Group):
 
 class PlacementSettings(Group):
     policy: Literal["least-used", "pack", "spread"] = "least-used"
-    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores
-    and memory left. `pack`: the one with least left, so that others stay empty for large ones. `spread`: the one with
-    the fewest environments."""
+    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores,
+    memory and GPUs left, by what is scarcest there. `pack`: the one with least left, so that others stay empty for
+    large ones. `spread`: the one with the fewest environments. By all of them, what asks for no GPU goes to a host
+    with GPUs last."""
     cpu_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
     """How many times a host's cores may be promised: most programs do not use theirs all the time."""
     memory_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
@@ -232,12 +233,14 @@ class ApplicationSettings(Group):
     """What people read, such as `JupyterLab`."""
     argv: tuple[str, ...] = Field(min_length=1)
     """The program and its arguments. It must stay in the foreground and listen on 127.0.0.1. `{port}` is its port,
-    `{folder}` a folder that only its user reads, with the file `secret`, and `vncpasswd` where that is a password. A
-    program that ends with status 127 says that something is not installed."""
+    `{folder}` a folder that only its user reads, with the file `secret`, and where that is a password also `vncpasswd`
+    and `sam` (for NTLM). A program that ends with status 127 says that something is not installed."""
     port: Annotated[int, Field(ge=1024, le=65535)]
     """Where it listens, inside the environment."""
     secret: Literal["token", "password", "none"] = "token"
     """What it asks of people: `token`, 43 characters; `password`, 8, as VNC takes no more; `none`."""
+    user: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,32}$")
+    """User name that it asks for beside the password; it is shown with it, and stands in the file `sam`."""
     variable: str = Field(default="", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
     """Environment variable in which the program finds the secret. Empty: it reads the file."""
     address: str = "http://127.0.0.1:{port}/"
@@ -258,6 +261,11 @@ class PortSettings(Group):
     """Address to listen on. Empty: all, IPv4 and IPv6."""
     connections: Annotated[int, Field(ge=1)] = 256
     """Connections that one published port may have at the same time."""
+    all_connections: Annotated[int, Field(ge=1)] = 1024
+    """Connections that all published ports may have together. Each takes up to two file descriptors of the gateway,
+    so a quarter of what it may open (`ulimit -n`) is the most, whatever this says."""
+    idle_seconds: Annotated[float, Field(ge=1)] = 3600.0
+    """A connection through which nothing went for so long is closed, seconds."""
     per_environment: Annotated[int, Field(ge=1)] = 8
     """Ports that one environment may have published."""
 
@@ -278,7 +286,13 @@ class EnvironmentSettings(Group):
     default_compute: str = ""
     """Compute of environments that name none. Empty: `docker` when it serves, else `local`."""
     ready_seconds: int = 300
-    """An environment that is not up after this time has failed, seconds."""
+    """An environment that is not up after this time has failed, seconds. What its image and its data take to reach its
+    machine does not count."""
+    pull_stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """A pull of its image that got nothing for this time is begun anew, minutes. One that gets on may take hours."""
+    pull_retry_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """While the registry of its image does not answer, the pull is tried again for this time after it got something
+    last, minutes. Then the environment has failed."""
     stop_grace_seconds: int = 10
     """Time between TERM and KILL when an environment is stopped, seconds."""
     limit_per_user: int = 20
@@ -416,13 +430,17 @@ class RegistrySettings(Group):
     url: str = ""
     """`https://host[:port]` of a registry (Harbor, `registry:2`, any other that speaks the Registry API v2) that keeps
     the images of this house; the machines with Docker must reach it under this very name. Empty: Ashore runs Debian's
-    `docker-registry` as its own child on this machine, if it is installed; Docker on other machines cannot reach it."""
+    `docker-registry` as its own child on this machine, if it is installed; the gateway brings its images to others."""
     user: str = ""
     """User or robot account that may push, pull and delete there."""
     password: SecretStr = SecretStr("")
     """Its password or token. It goes to Docker engines with each pull and is stored on none of them."""
     project: str = ""
     """Harbor: the project that all images are kept in. Other registries: a first part of their names, may be empty."""
+    official_from: tuple[str, ...] = ()
+    """Projects (Harbor), or first parts of names, of this registry whose images everybody is offered by a short name:
+    of `library`, the image `library/debian:12` is `debian:12`. The login must be able to list and read them. They are
+    asked for every five minutes; nobody pushes there through Ashore."""
     ca_file: str = ""
     """PEM file with the authority that signed the registry's certificate. Empty: the system's authorities. Docker
     engines read their own: /etc/docker/certs.d/HOST/ca.crt on each machine."""
@@ -442,6 +460,11 @@ class RegistrySettings(Group):
             raise ValueError("http:// needs insecure = true: passwords and images go over the network readable")
         if self.project and not all(map(is_resource, self.project.split("/"))):
             raise ValueError("project must look like name or name/name")
+        for one in self.official_from:
+            if not all(map(is_resource, one.split("/"))):
+                raise ValueError("official_from takes names like library or name/name")
+            if self.project and f"{one}/".startswith(f"{self.project}/") | f"{self.project}/".startswith(f"{one}/"):
+                raise ValueError("official_from cannot be where people's own images are kept: the project")
         return self
 
     @property
@@ -454,6 +477,12 @@ class RegistrySettings(Group):
         """What the references of all images kept here begin with: `host:port/` or `host/project/`; empty if none."""
         host = urlsplit(self.url).netloc
         return host and "/".join(filter(None, (host, self.project))) + "/"
+
+    @property
+    def official(self) -> Mapping[str, str]:
+        """What the references of official images begin with, by the name in `official_from`."""
+        host = urlsplit(self.url).netloc
+        return {one: f"{host}/{one}/" for one in self.official_from} if host else {}
 
 
 class BuildSettings(Group):
@@ -524,13 +553,15 @@ class ImageSettings(Group):
     """An archive of an image that has not become one, interrupted uploads included, is thrown away this long after its
     last byte, hours."""
     archive_gib: Annotated[float, Field(gt=0)] = 100.0
-    """Size that an archive may have, and each layer in it unpacked, GiB."""
+    """Size that an archive may have, and all layers of its image together, unpacked, GiB. One that the image has twice
+    counts twice, as where it runs."""
     archive_files: Annotated[int, Field(ge=16)] = 10_000
     """Entries that an archive may have."""
     archive_ratio: Annotated[float, Field(ge=2)] = 200.0
     """How many times its size a compressed archive or layer may unpack to; what is more is made to fill disks."""
-    archives_parallel: Annotated[int, Field(ge=1)] = 1
-    """Archives that are read at once; more wait in the order of their arrival."""
+    archives_parallel: Annotated[int, Field(ge=1)] = 2
+    """Archives that are read at once; more wait in the order of their arrival. One that takes longer than a quarter of
+    an hour and a second for each 4 MiB has failed."""
 
 
 class BackendSettings(Group):
@@ -553,7 +584,7 @@ class BackendSettings(Group):
     """Ports of environments that are open without SSH: `env create --publish`."""
     applications: Mapping[str, ApplicationSettings] = {}
     """Programs that environments may be made with (`env create --app NAME`), beside those that are built in (jupyter,
-    vnc); one of the same name replaces it."""
+    vnc, rdp); one of the same name replaces it."""
     machines: Mapping[str, MachineSettings] = {}
     """Existing machines, reached over SSH; NAME is what people write after --compute."""
 

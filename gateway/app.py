@@ -23,7 +23,9 @@ from backends.builders.registry import builder_of
 from backends.composition import HouseSettings, connect_database, open_services
 from backends.data_sites import Sites
 from backends.gpu_use import GpuSigns
+from backends.image_loads import ImageLoads
 from backends.mounts import EnvironmentData
+from backends.official import OfficialList
 from backends.outputs import Outputs
 from backends.quota_watch import QuotaWatch
 from backends.reconcilers.applications import ApplicationReconciler
@@ -37,6 +39,8 @@ from backends.reconcilers.expiry import ExpiryReconciler
 from backends.reconcilers.hosts import HostWatch
 from backends.reconcilers.images import ImageReconciler
 from backends.reconcilers.imports import ImportReconciler
+from backends.reconcilers.official import OfficialImages
+from backends.registry import official_of
 from backends.registry_child import EmbeddedRegistry
 from backends.services import Services
 from backends.settings import BackendSettings
@@ -128,7 +132,8 @@ async def _prepare(
             objects = settings.objects
         else:
             objects = await _embedded_store(stack, settings, data)
-        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log")
+        spare = settings.objects.spare_mib << 20
+        registry = EmbeddedRegistry(data / "registry", log=data / "logs" / "registry.log", spare=spare)
         backends = await _with_registry(stack, settings, registry)
     house_settings = HouseSettings(
         database=settings.database,
@@ -245,6 +250,7 @@ async def _running(
         data=EnvironmentData(services.database, services.accounts, sites),
         outputs=Outputs(services.database, services.artifacts, services.uploads, house.settings.backends.lifecycle),
         images=services.images,
+        loads=ImageLoads(services.registry),
     )
     hosts = HostWatch(
         services.database, services.audit, services.changes, services.computes, house.settings.backends.placement
@@ -263,6 +269,7 @@ async def _running(
     archives = ArchiveReconciler(
         services.database, services.audit, services.changes, services.accounts, services.uploads, services.images,
         registry, house.settings.backends.images, free=own_registry.free, note_garbage=own_registry.note_garbage,
+        gate=own_registry.gate,
     )  # fmt: skip
     expiry = ExpiryReconciler(
         services.database, services.audit, services.changes, services.accounts, services.environments,
@@ -302,10 +309,14 @@ async def _running(
         asyncio.create_task(services.moves.run(), name="moves of directories"),
         asyncio.create_task(house.live.end_stale(services), name="connection ender"),
     ]
+    official = official_of(house.settings.backends.registry)
+    if official:
+        watch = OfficialImages(official, OfficialList.in_directory(data))
+        loops.append(asyncio.create_task(watch.run(), name="official images of the registry"))
     if registry is not None and (builder := builder_of(backends, data)) is not None:
         builds = BuildReconciler(
             services.database, services.audit, services.changes, services.images, services.builds, builder,
-            backends.builds, registry,
+            backends.builds, registry, gate=own_registry.gate,
         )  # fmt: skip
         loops.append(asyncio.create_task(builds.run(), name="builds reconciler"))
     else:
@@ -320,6 +331,8 @@ async def _running(
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        for listing in official.values():
+            await listing.close()
 
 
 def _report(task: asyncio.Task[None]) -> None:

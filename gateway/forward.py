@@ -123,6 +123,15 @@ class ChannelEnd(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         if self._channel is not None:
             self._channel.close()
 
+    def abort(self) -> None:
+        """At once, whatever is left to be sent."""
+        if self._channel is not None:
+            self._channel.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._channel is not None
+
 
 class SocketEnd(asyncio.Protocol):
     """The environment's end when it is a plain socket."""
@@ -191,6 +200,15 @@ class SocketEnd(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """At once, whatever is left to be sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
 
 
 class Forward:

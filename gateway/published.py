@@ -1,7 +1,7 @@
-"""Listens on published ports and carries what comes there into their environments, with a ledger like `forward`'s.
+"""Listens on published ports. What comes there is carried by `gateway.visits`.
 
-Anybody may connect, so nothing of it counts as a sign of life of the owner's, and nothing wakes an environment: there
-is a listener only while its environment runs. Who may publish what is `backends.published`' business.
+There is a listener only while its environment runs, so nothing wakes one. Who may publish what is
+`backends.published`' business.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-import asyncssh
-
 from backends.published import OpenPort
 from backends.services import Services
 from backends.settings import PortSettings
-from gateway.forward import ChannelEnd, SocketEnd
+from gateway.visits import Visit
 from storage.audit import Event
 from storage.errors import AshoreError
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
-_INSIDE = "127.0.0.1"
+_TELL_SECONDS = 60.0
+"""Refusals of one port are told of once in this time, with their number: strangers decide how many there are."""
 _Key = tuple[int, str, int]
 """External port, environment, port inside."""
 
@@ -35,24 +35,37 @@ class PortListeners:
     def __init__(self, services: Services, settings: PortSettings) -> None:
         self._services = services
         self._settings = settings
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        is_limited = files != resource.RLIM_INFINITY
+        self._most = min(settings.all_connections, files // 4) if is_limited else settings.all_connections
         self._open: dict[_Key, _Listener] = {}
+        self._closed: set[_Listener] = set()
+        """Those that listen no more, but still have connections that are on their way out."""
         self._complained: set[_Key] = set()
 
     async def run(self) -> None:
         """Until cancelled; then everything is closed."""
+        pause = min(_LOOK_SECONDS, self._settings.idle_seconds / 2)
         try:
             with self._services.changes.subscribe("environment") as hints:
                 while True:
                     await self._look()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(hints.get(), _LOOK_SECONDS)
+                        await asyncio.wait_for(hints.get(), pause)
                     while not hints.empty():
                         hints.get_nowait()
         finally:
             for key in list(self._open):
                 self._close(key)
 
+    def is_full(self) -> bool:
+        """Whether all ports together have as many connections as they may."""
+        return sum(len(one.visits) for one in (*self._open.values(), *self._closed)) >= self._most
+
     async def _look(self) -> None:
+        for listener in (*self._open.values(), *self._closed):
+            listener.look()
+        self._closed = {listener for listener in self._closed if listener.visits}
         try:
             wanted = {_key(one): one for one in await self._services.published.to_serve()}
         except AshoreError as error:
@@ -66,7 +79,7 @@ class PortListeners:
                 await self._listen(key, one)
 
     async def _listen(self, key: _Key, one: OpenPort) -> None:
-        listener = _Listener(self._services, one, self._settings.connections)
+        listener = _Listener(self, self._services, one, self._settings)
         try:
             await listener.start(self._settings.address)
         except OSError as error:
@@ -79,19 +92,26 @@ class PortListeners:
         self._complained.discard(key)
 
     def _close(self, key: _Key) -> None:
-        self._open.pop(key).close()
+        listener = self._open.pop(key)
+        listener.close()
+        self._closed.add(listener)
 
 
 class _Listener:
     """One published port, and the connections through it."""
 
-    def __init__(self, services: Services, port: OpenPort, most: int) -> None:
+    def __init__(self, all_of_them: PortListeners, services: Services, port: OpenPort, settings: PortSettings) -> None:
         self.services = services
         self.port = port
-        self._most = most
+        self.visits: set[Visit] = set()
+        self._all = all_of_them
+        self._settings = settings
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refused = 0
+        self._told = -_TELL_SECONDS
+        self._last_refusal = ("", "")
+        """Address and reason."""
 
     async def start(self, address: str) -> None:
         """OSError: the port is taken."""
@@ -101,14 +121,28 @@ class _Listener:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        for connection in list(self._connections):
-            connection.end()
+        for visit in list(self.visits):
+            visit.end()
+        self._tell()
 
-    def _accept(self) -> _VisitorEnd:
-        connection = _Connection(self, is_too_much=len(self._connections) >= self._most)
-        self._connections.add(connection)
-        return connection.visitor
+    def look(self) -> None:
+        """From time to time: end what is idle, and tell of what was refused."""
+        for visit in list(self.visits):
+            visit.end_if_idle(self._settings.idle_seconds)
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self._tell()
 
+    def _accept(self) -> asyncio.Protocol:
+        against = ""
+        if len(self.visits) >= self._settings.connections:
+            against = "too many connections"
+        elif self._all.is_full():
+            against = "too many connections through all published ports"
+        visit = Visit(self, against)
+        self.visits.add(visit)
+        return visit.visitor
+
+    # ---- what connections call -------------------------------------------------------------------------------
     def spawn(self, work: Awaitable[None], name: str) -> None:
         """Run something for a connection, whether or not the listener goes on."""
         task = asyncio.ensure_future(work)
@@ -121,117 +155,38 @@ class _Listener:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
 
-    def forget(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
+    def forget(self, visit: Visit) -> None:
+        self.visits.discard(visit)
 
+    def refused(self, address: str, reason: str) -> None:
+        """One was turned away; told now if it is the first in a while, else with those that come."""
+        self._refused += 1
+        self._last_refusal = (address, reason)
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self._tell()
 
-class _VisitorEnd(SocketEnd):
-    """The end of whoever connected. It reads nothing before the other end is there."""
-
-    def __init__(self, connection: _Connection) -> None:
-        super().__init__(connection)
-        self._connection = connection
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.pause_reading()
-        peer = transport.get_extra_info("peername")
-        self._connection.begin(str(peer[0]) if peer else "")
-
-
-class _Connection:
-    """Both ends of one connection to a published port, and its ledger: a `gateway.forward.Ledger`."""
-
-    def __init__(self, listener: _Listener, *, is_too_much: bool) -> None:
-        self._listener = listener
-        self._is_too_much = is_too_much
-        self._address = ""
-        self._started = time.monotonic()
-        self._over = False
-        self._reason = ""
-        self._far: ChannelEnd | SocketEnd | None = None
-        self.visitor = _VisitorEnd(self)
-
-    def begin(self, address: str) -> None:
-        """The visitor is there."""
-        self._address = address
-        if self._is_too_much:
-            self._refuse("too many connections")
-            return
-        self._listener.spawn(self._join(), f"published port {self._listener.port.external_port}")
-
-    def end(self) -> None:
-        self.visitor.close()
-
-    # ---- what the ends call ----------------------------------------------------------------------------------
-    def carried(self, size: int) -> None:
-        """Strangers keep nothing awake."""
-
-    def over(self) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._listener.forget(self)
-        self.visitor.close()
-        if self._is_too_much:  # strangers could fill the trail with these
-            return
-        port = self._listener.port
-        facts = {
-            "owner": port.environment.owner_name,
-            "port": port.port,
-            "external_port": port.external_port,
-            "bytes_in": self.visitor.received,
-            "bytes_out": self._far.received if self._far is not None else 0,
-            "seconds": round(time.monotonic() - self._started, 3),
+    def record(self, address: str, outcome: str, **facts: object) -> None:
+        """Into the trail."""
+        known = {
+            "owner": self.port.environment.owner_name,
+            "port": self.port.port,
+            "external_port": self.port.external_port,
         }
-        facts |= {"reason": self._reason} if self._reason else {}
-        event = Event(
-            "environment.published-connection", "refused" if self._reason else "ok", "anybody",
-            port.environment.name, self._address, "", facts,
-        )  # fmt: skip
-        self._listener.spawn(self._record(event), "ledger of a published port")
+        name, thing = "environment.published-connection", self.port.environment.name
+        event = Event(name, outcome, "anybody", thing, address, "", {**known, **facts})
+        self.spawn(self._record(event), "ledger of a published port")
 
-    # ---- inside ----------------------------------------------------------------------------------------------
     async def _record(self, event: Event) -> None:
         with suppress(AshoreError):
-            await self._listener.services.audit.record(event, lazily=True)
+            await self.services.audit.record(event, lazily=True)
 
-    def _refuse(self, reason: str) -> None:
-        self._reason = reason
-        self.visitor.close()
-
-    async def _join(self) -> None:
-        try:
-            await self._dial()
-        except AshoreError as error:
-            self._refuse(error.message)
-        except (OSError, asyncssh.Error):
-            self._refuse(f"nothing answers on port {self._listener.port.port}")
-        except BaseException:
-            self._refuse("it could not be joined")
-            raise
-        else:
-            if self._over and self._far is not None:
-                self._far.close()
-            self.visitor.resume_reading()
-
-    async def _dial(self) -> None:
-        services, port = self._listener.services, self._listener.port
-        owner = await services.accounts.caller_for(port.environment.owner_name, connection="published")
-        dialled = await services.environments.dial(owner, port.environment, _INSIDE, port.port)
-        if dialled is not None:
-            far = SocketEnd(self)
-            self._pair(far)
-            await asyncio.get_running_loop().create_connection(lambda: far, sock=dialled)
+    def _tell(self) -> None:
+        if not self._refused:
             return
-        guest = await services.guests.connect(owner, port.environment)
-        channel = ChannelEnd(self)
-        self._pair(channel)
-        await guest.create_connection(lambda: channel, _INSIDE, port.port)
-
-    def _pair(self, far: ChannelEnd | SocketEnd) -> None:
-        self._far = far
-        far.other, self.visitor.other = self.visitor, far
+        count, self._refused, self._told = self._refused, 0, time.monotonic()
+        address, reason = self._last_refusal
+        log.warning("published port %s: refused %s, the last: %s", self.port.external_port, count, reason)
+        self.record(address, "refused", refused=count, reason=reason)
 
 
 def _key(one: OpenPort) -> _Key:

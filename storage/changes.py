@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -52,7 +52,8 @@ class Changes:
         if self._directory is None:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._address = self._directory / f"{os.getpid()}-{id(self):x}"
+        # Short, since the whole path may have no more than 107 letters.
+        self._address = self._directory / secrets.token_hex(4)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._socket.bind(str(self._address))
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._hear)

@@ -75,12 +75,17 @@ class Child:
             except OSError:
                 log.exception("%s cannot be started", self._title)
 
-    async def end(self) -> None:
-        """TERM, and KILL a second later: nothing that it has acknowledged waits for its orderly end."""
+    async def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def end(self, *, seconds: float = _END_SECONDS) -> None:
+        """TERM, and KILL so much later: nothing that it has acknowledged waits for its orderly end."""
         process, self._process = self._process, None
         if process is None:
             return
-        for number, patience in ((signal.SIGTERM, _END_SECONDS), (signal.SIGKILL, None)):
+        for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(TimeoutError):
@@ -122,13 +127,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _open_log(path: Path) -> int:

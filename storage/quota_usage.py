@@ -18,6 +18,8 @@ from storage.records import (
     Environment,
     EnvironmentState,
     Holder,
+    Image,
+    ImageState,
     User,
     Wish,
     Workspace,
@@ -39,14 +41,15 @@ state: one that failed may still run, and one that is being stopped or deleted m
 
 
 async def used_by(tx: Transaction, subject: Subject, resources: Collection[Resource]) -> Amounts:
-    """How much of `resources` the subject uses. Storage is what Ashore itself wrote."""
+    """How much of `resources` the subject uses. Storage is what Ashore itself wrote, images in the registry too."""
     used: dict[Resource, float] = {}
     wanted = set(resources)
     if wanted & set(RUNNING):
         used |= await _by_environments(tx, subject)
     if Resource.STORAGE in wanted:
         prefixes = await prefixes_of(tx, subject)
-        used[Resource.STORAGE] = sum([(await known_usage(tx, prefix)).bytes for prefix in prefixes])
+        files = sum([(await known_usage(tx, prefix)).bytes for prefix in prefixes])
+        used[Resource.STORAGE] = files + await _by_images(tx, subject)
     if wanted & {Resource.UPLOADS, Resource.PARKED}:
         used |= await _by_uploads(tx, subject)
     if Resource.BUILDS in wanted:
@@ -83,6 +86,13 @@ async def _by_environments(tx: Transaction, subject: Subject) -> Amounts:
         Resource.ENVIRONMENTS: int(count), Resource.CPUS: round(float(cpus), 6), Resource.MEMORY: int(memory),
         Resource.GPUS: int(gpus),
     }  # fmt: skip
+
+
+async def _by_images(tx: Transaction, subject: Subject) -> int:
+    """Bytes of images as the registry keeps them. A layer that several of them have counts in each: whose is it?"""
+    column = Image.owner_id if subject.holder is Holder.USER else Image.workspace_id
+    query = select(func.coalesce(func.sum(Image.size), 0))
+    return int(await tx.scalar(query.where(column == subject.id, Image.state != ImageState.DELETING)) or 0)
 
 
 async def _by_uploads(tx: Transaction, subject: Subject) -> Amounts:

@@ -230,6 +230,16 @@ def refusals_of(caller: Caller, lines: Sequence[QuotaLine], more: Amounts) -> li
     return [sentence for sentence in found if sentence]
 
 
+def full(caller: Caller, lines: Sequence[QuotaLine]) -> list[str]:
+    """Sentences of the lines in which nothing is left, for work of which nobody knows beforehand what it takes."""
+    return [
+        f"{_whose(caller, line.subject)} quota of {line.resource.noun} is full ({line.resource.words(line.used)} of "
+        f"{line.resource.words(line.allowed)}): delete images or data sets, or ask an administrator to raise it"
+        for line in lines
+        if line.allowed is not None and line.used >= line.allowed
+    ]
+
+
 def _whose(caller: Caller, subject: Subject) -> str:
     if subject.holder is Holder.WORKSPACE:
         return f"the workspace {subject.name}'s"

@@ -134,4 +134,4 @@ def _refusal(subject: Subject, limit: float, stored: int, coming: int, advice: s
 def _who(subject: Subject) -> str:
     if subject.holder is Holder.WORKSPACE:
         return f"the workspace '{subject.name}'"
-    return f"the data sets and models of '{subject.name}'"
+    return f"the data sets, models and images of '{subject.name}'"

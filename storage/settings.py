@@ -56,7 +56,8 @@ class ObjectSettings(Group):
     """Size of the first parts of an upload, MiB (5 to 64). Eight keeps a resumed upload's re-sent tail short."""
     spare_mib: Annotated[int, Field(ge=0)] = 512
     """Space on the disk of Ashore's own store that uploads leave free, MiB: the records and the audit trail are usually
-    on the same disk, and must go on when it is full of data."""
+    on the same disk, and must go on when it is full of data. Archives of images leave as much on the disk of Ashore's
+    own registry."""
     memory_mib: int = 512
     """Memory for upload parts and read-ahead in one process, MiB. Writers wait when it is used up."""
     parked_days: int = 7

@@ -22,13 +22,15 @@ from storage.database.engine import Database
 from storage.database.transaction import Transaction
 from storage.fact_batch import FactBatch
 from storage.objects.contract import Usage
-from storage.records import FileFact, Upload, UploadState
+from storage.records import ARCHIVE_OVER, FileFact, ImageArchive, Upload, UploadState
 
 LEASE = timedelta(seconds=30)
 _KEEP_ROWS = timedelta(days=7)
 _LIVE = (UploadState.OPEN, UploadState.SEALING, UploadState.COMPLETING)
 WAITING = (UploadState.PARKED, UploadState.SEALED)
 NOT_OVER = _LIVE + WAITING
+ARCHIVES = "images/"
+"""Archives of images are below this key."""
 _POLL = 0.2
 
 
@@ -227,27 +229,34 @@ class UploadRows:
 
         False, and nothing is remembered, if the upload was ended meanwhile, as by a deletion of all around it.
         """
-        if held is None or forget:
-            await self._facts.add(fact, held.id if held else "")
-        else:
-            values = {"state": UploadState.DONE, "instance": "", "size": fact.size, "touched": self._clock()}
-            values |= {"suspect": fact.suspect, "etag": fact.etag}
-            ours = (Upload.id == held.id) & (Upload.state != UploadState.ABORTED)
+        is_archive = fact.key.startswith(ARCHIVES)
+        if is_archive or not (held is None or forget):
             async with self._database.writing() as tx:
-                done = await tx.execute(update(Upload).where(ours).values(**values).returning(Upload.id))
-                if done.scalar_one_or_none() is None:
+                if held is not None and not await self._done(tx, fact, held):
                     return False
                 await tx.merge(fact)
                 # Others may be in doubt about the same name: what was confirmed later stands.
                 doubtful = (Upload.key == fact.key) & (Upload.state == UploadState.COMPLETING)
                 await tx.execute(update(Upload).where(doubtful).values(superseded=True))
+                if is_archive:  # another file, even if its bytes are those of one before
+                    former = (ImageArchive.key == fact.key) & ImageArchive.state.in_(ARCHIVE_OVER)
+                    await tx.execute(update(ImageArchive).where(former).values(etag=""))
+        else:
+            await self._facts.add(fact, held.id if held else "")
         if held is not None and not forget:
             self._changes.tell("upload", held.id)
-        if fact.key.startswith("images/"):
+        if is_archive:
             self._changes.tell("archive", "")
         elif not fact.sha256:
             self._changes.tell("file", "")
         return True
+
+    async def _done(self, tx: Transaction, fact: FileFact, held: Held) -> bool:
+        values = {"state": UploadState.DONE, "instance": "", "size": fact.size, "touched": self._clock()}
+        values |= {"suspect": fact.suspect, "etag": fact.etag}
+        ours = (Upload.id == held.id) & (Upload.state != UploadState.ABORTED)
+        done = await tx.execute(update(Upload).where(ours).values(**values).returning(Upload.id))
+        return done.scalar_one_or_none() is not None
 
     async def audit(self, event: Event) -> None:
         await self._audit.record(event)

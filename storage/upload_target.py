@@ -36,6 +36,9 @@ class Target:
     """Conflict at the end if somebody else's object is there by then."""
     sent_as: str = ""
     """The key that `path` stands for, if that is a temporary name of `key`; a rename then makes the object."""
+    is_watched: bool = False
+    """Others remove what is at `key`, and look at the rows before: it has one before its bytes are stored, however
+    small it is."""
     room: Room = _plenty
     """Raises OverQuota if a file of so many bytes is too much; otherwise, how many it may have as things stand."""
 

@@ -386,7 +386,7 @@ class UploadWriter:
             # In this order: whoever publishes, moves or deletes looks at the rows after he has said so.
             await self.target.guard()
             await self._ask_room(at_once=True)
-            return await (self._finish_parts() if self._beginning else self._finish_small())
+            return await (self._finish_parts() if self._beginning or self._waits else self._finish_small())
         except BaseException as error:
             self._discarded = self._discarded or isinstance(error, NotAllowed)
             await self._leave()
@@ -482,6 +482,11 @@ class UploadWriter:
         name = self.target.path.rpartition("/")[2]
         mode = 0o600 if unfinished else 0o644
         return Node(name, is_directory=False, size=self._end, mtime=mtime, mode=mode, unfinished=unfinished)
+
+    @property
+    def _waits(self) -> bool:
+        """However small, nothing of it may be seen before its rename."""
+        return self.target.is_watched and self.target.is_temporary and self._end > 0
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -282,9 +282,10 @@ class Uploads:
 
     async def sealing(self, writer: UploadWriter) -> None:
         """The client has closed the file. A small one has a row from now on if it replaces another."""
+        target = writer.target
         async with writer.lock:
             if writer.held is None:
-                if await is_known(self._database, writer.target.name_key):
+                if target.is_watched or await is_known(self._database, target.name_key):
                     writer.held = await self.rows.add_brief(self.row_of(writer, "", state=UploadState.SEALING))
                     writer.is_brief = True
             elif not await self.rows.change(writer.held, state=UploadState.SEALING):

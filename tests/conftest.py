@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from storage.access import Caller
 from storage.accounts import Accounts, PublicKey
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
+from tests import workers
+from tests.databases import Databases
 
 # A shell without job control starts background jobs with SIGINT ignored, and every program under test inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Hypothesis would fail an example that takes 200 ms, which on a busy machine says nothing.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process gets a short directory: the whole path of a socket may have no more than 107 letters."""
+    if _WORKER:
+        config.option.basetemp = str(Path(config.option.basetemp).with_name(_WORKER))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if _WORKER:
+        items[:] = workers.mixed(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> workers.Scheduling:
+    return workers.Scheduling(config, log)
 
 
 @pytest.fixture
@@ -27,12 +55,25 @@ def data_dir(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    databases = Databases()
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-async def database(data_dir: Path) -> AsyncIterator[Database]:
-    database = Database.in_directory(data_dir)
-    await migrate(database)
-    yield database
-    await database.close()
+async def database(request: pytest.FixtureRequest, databases: Databases, data_dir: Path) -> AsyncIterator[Database]:
+    """SQLite in the data directory; in modules that list `DATABASES`, each of those kinds."""
+    with databases.new(getattr(request, "param", "sqlite"), data_dir) as database:
+        yield database
+        await database.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = getattr(metafunc.module, "DATABASES", ())
+    if names and "database" in metafunc.fixturenames:
+        metafunc.parametrize("database", names, indirect=True)
 
 
 @pytest.fixture

@@ -149,6 +149,10 @@ class AshoreApp(ServedApp):
     def _browse(self, event: DatasetsScreen.FilesWanted) -> None:
         self.push_screen(FilesScreen(self.desk, event.path))
 
+    @on(UploadsScreen.ImageWanted)
+    def _image(self, event: UploadsScreen.ImageWanted) -> None:
+        self.push_screen(ImagesScreen(self.desk, event.title))
+
     @on(BuildsScreen.LogWanted)
     def _build_log(self, event: BuildsScreen.LogWanted) -> None:
         self.push_screen(BuildLogScreen(self.desk, event.title, event.number))

@@ -19,13 +19,16 @@ import zstandard
 from storage.errors import BadInput
 from storage.objects.contract import ObjectStore
 
-PIECE = 4 * 1024 * 1024
-_AHEAD = 3
+PIECE = 8 * 1024 * 1024
+"""Read at once, and on such bounds: the parts that an upload begins with are as large, and a store that keeps parts
+packed, as SeaweedFS does, unpacks a whole one for each read of it."""
+_AHEAD = 2
 _SMALL = 64 * 1024
 _OUT = 4 * 1024 * 1024
 _WINDOW = 128 * 1024 * 1024
 """Of zstd: what `zstd --ultra` needs at most without `--long`."""
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHERS = {b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z", b"\x04\x22\x4d\x18": "lz4"}
 
 
 class Cursor(Protocol):
@@ -80,7 +83,7 @@ class StoredBytes:
         try:
             while self.position < end:
                 while asked < end and len(waiting) < _AHEAD:
-                    wanted = min(PIECE, end - asked)
+                    wanted = min(PIECE - asked % PIECE, end - asked)
                     waiting.append(asyncio.create_task(self._get(asked, wanted), name="piece of an archive"))
                     asked += wanted
                 piece = await waiting.popleft()
@@ -148,8 +151,18 @@ def packing_of(start: bytes) -> bytes:
     return next((mark for mark in (GZIP, ZSTD) if start.startswith(mark)), b"")
 
 
+def refuse_other_packing(start: bytes) -> None:
+    """BadInput if it begins as something does that we do not unpack."""
+    name = next((name for mark, name in _OTHERS.items() if start.startswith(mark)), "")
+    if name:
+        raise BadInput(f"it is packed with {name}: send it as it is, or packed with gzip or zstd")
+
+
 async def unpacked(pieces: AsyncIterator[bytes], kind: bytes, most: int) -> AsyncIterator[bytes]:
-    """The content of a packed stream in pieces of at most 4 MiB; several members one after the other are one."""
+    """The content of a packed stream in pieces of at most 4 MiB; several members one after the other are one.
+
+    BadInput: it is damaged, or more than `most` bytes.
+    """
     unpack: Unpacker = _Gzip() if kind == GZIP else _Zstd()
     total = 0
     async for piece in pieces:
@@ -179,16 +192,21 @@ class Unpacker(Protocol):
 class _Members:
     """Members, or frames, one after the other; they are fed a little at a time, so that little is copied at each end.
 
-    Some tools write an empty one. Many of them are made to keep us busy.
+    Some tools write an empty one, and eStargz one for each file. Many of next to nothing are made to keep us busy.
     """
 
     _FEED = 16 * 1024
     _MOST_EMPTY = 1000
+    _MANY = 10_000
+    _LEAST = 64
+    """Bytes that each of many must have on average."""
 
     def __init__(self) -> None:
         self._begun = False
         self._yielded = False
         self._empty = 0
+        self._count = 0
+        self._total = 0
 
     @property
     def is_complete(self) -> bool:
@@ -198,11 +216,14 @@ class _Members:
         """The present member gave `size` bytes."""
         self._begun = not is_over
         self._yielded = self._yielded or size > 0
+        self._total += size
         if not is_over:
             return
+        self._count += 1
         self._empty = 0 if self._yielded else self._empty + 1
         self._yielded = False
-        if self._empty > self._MOST_EMPTY:
+        is_dust = self._count > self._MANY and self._total < self._count * self._LEAST
+        if self._empty > self._MOST_EMPTY or is_dust:
             raise BadInput("it consists of empty pieces: it looks made to keep others waiting")
 
 

@@ -25,6 +25,11 @@ _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+_CONFIG = re.compile(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?")
+"""How `docker save` calls an image's configuration: by its digest."""
+_FIELDS = ("architecture", "config", "diff_ids", "Env", "Labels", "OnBuild", "os", "rootfs")
+_FOLDED = tuple(map(str.casefold, _FIELDS))
+"""Programs in Go, so all engines, take a field in any case for it."""
 _MOST_LINKS = 8
 _MOST_LAYERS = 500
 _MOST_HELD = 64 * 1024 * 1024
@@ -109,6 +114,8 @@ class Files:
 
     def content(self, name: str) -> bytes:
         entry = self.entry(name)
+        if entry.size > LARGEST_FILE:
+            raise BadInput(f"'{printable(name, limit=80)}' in the archive has more than 4 MiB: that is no image")
         if entry.name not in self._content:
             raise BadInput(f"'{printable(name, limit=80)}' in the archive is not what it should be")
         return self._content[entry.name]
@@ -145,6 +152,9 @@ def _docker(files: Files) -> Layout:
     if not isinstance(names, list) or not isinstance(image.get("Config"), str):
         raise BadInput("the archive's manifest.json cannot be read")
     config = files.content(_inside(image["Config"]))
+    named = _CONFIG.fullmatch(_inside(image["Config"]))
+    if named is not None and named[1] != hashlib.sha256(config).hexdigest():
+        raise _damaged_part()
     layers = [Layer(files.entry(_inside(str(name))), "") for name in names]
     return Layout(config, layers)
 
@@ -152,7 +162,7 @@ def _docker(files: Files) -> Layout:
 def _oci(files: Files) -> Layout:
     facts = _object(_json(files.content("index.json"), "index.json"))
     for _ in range(3):
-        one = _descriptor(_only(facts))
+        one = _descriptor(_only(files, facts))
         facts = _object(_json(_blob(files, one), "the manifest"))
         if one.get("mediaType") not in _INDEXES and "manifests" not in facts:
             break
@@ -168,27 +178,41 @@ def _oci(files: Files) -> Layout:
     return Layout(_blob(files, _descriptor(facts.get("config"))), found)
 
 
-def _only(index: Mapping[str, Any]) -> object:
-    """The one image of an index; attestations that builders add do not count."""
+def _only(files: Files, index: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one image of an index that is in the archive; attestations that builders add do not count.
+
+    Docker writes indexes that name an image for each platform, and saves the one that it has.
+    """
     listed = index.get("manifests")
     real = [
         one for one in map(_object, listed)
         if "vnd.docker.reference.type" not in _object(one.get("annotations"))
         and _object(one.get("platform")).get("architecture") != "unknown"
     ] if isinstance(listed, list) else []  # fmt: skip
-    digests = {str(one.get("digest")) for one in real}
-    if len(digests) > 1:
-        raise BadInput(f"the archive has {len(digests)} images: save one by itself, for one architecture")
     if not real:
         raise BadInput("the archive's index.json names no image")
-    return real[0]
+    there = {str(one.get("digest")): one for one in real if files.has(_path(str(one.get("digest"))))}
+    if len(there) > 1:
+        kinds = printable(", ".join(_platform(one) or "?" for one in there.values()), limit=120)
+        raise BadInput(f"the archive has {len(there)} images ({kinds}): save one by itself, for one architecture")
+    return next(iter(there.values()), real[0])
+
+
+def _platform(descriptor: Mapping[str, Any]) -> str:
+    """`linux/arm64`; empty where it does not say."""
+    platform = _object(descriptor.get("platform"))
+    return "/".join(str(platform[key]) for key in ("os", "architecture", "variant") if platform.get(key))
 
 
 def _blob(files: Files, descriptor: Mapping[str, Any]) -> bytes:
     content = files.content(_path(descriptor["digest"]))
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != descriptor["digest"]:
-        raise BadInput("a part of the archive does not have the digest that it should: it is damaged")
+        raise _damaged_part()
     return content
+
+
+def _damaged_part() -> BadInput:
+    return BadInput("a part of the archive does not have the digest that it should: it is damaged")
 
 
 def _descriptor(found: object) -> Mapping[str, Any]:
@@ -208,15 +232,22 @@ def _inside(name: str) -> str:
 def _checked(layout: Layout) -> Layout:
     """With its configuration read, and each layer knowing what it must unpack to."""
     facts = _object(_json(layout.config, "the image's configuration"))
-    diff_ids = _object(facts.get("rootfs")).get("diff_ids")
+    rootfs, config = _object(facts.get("rootfs")), _object(facts.get("config"))
+    if any(key not in _FIELDS and key.casefold() in _FOLDED for key in (*facts, *rootfs, *config)):
+        raise BadInput("the image's configuration has a field in another case than it should, which engines read too")
+    diff_ids = rootfs.get("diff_ids")
     if not isinstance(diff_ids, list) or not all(_DIGEST.fullmatch(str(one)) for one in diff_ids):
         raise BadInput("the image's configuration does not say what its layers are")
-    if len(diff_ids) != len(layout.layers) or not 1 <= len(diff_ids) <= _MOST_LAYERS:
+    if len(layout.layers) > _MOST_LAYERS:
+        raise BadInput(f"the image has {len(layout.layers)} layers: no engine runs one of more than {_MOST_LAYERS}")
+    if len(diff_ids) != len(layout.layers) or not diff_ids:
         raise BadInput(f"the image has {len(layout.layers)} layers, and its configuration speaks of {len(diff_ids)}")
     layers = [replace(layer, diff_id=str(one)) for layer, one in zip(layout.layers, diff_ids, strict=True)]
+    if len({(layer.entry, layer.diff_id) for layer in layers}) > len({layer.entry for layer in layers}):
+        raise BadInput("the image has one file as two layers that should differ: the archive is damaged")
     if str(facts.get("os", "linux")) != "linux":
         raise BadInput("the image is not for Linux")
-    if _object(facts.get("config")).get("OnBuild"):
+    if config.get("OnBuild"):
         raise BadInput("the image has ONBUILD steps, which would run unchecked in builds from it: save it without them")
     return replace(layout, layers=layers, facts=facts)
 
@@ -228,6 +259,14 @@ def _object(found: object) -> Mapping[str, Any]:
 
 def _json(content: bytes, what: str) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{what} in the archive cannot be read") from error
+
+
+def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError if a key is there twice: others may read the other one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("the same key twice")
+    return found

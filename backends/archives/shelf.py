@@ -6,6 +6,8 @@ Bytes go through the upload engine, as those of data sets; `reconcilers.archives
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
@@ -19,14 +21,14 @@ from storage.asset_rows import below
 from storage.audit import AuditTrail, Event
 from storage.clock import Clock, now
 from storage.database.engine import Database
-from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound
+from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, Unavailable
 from storage.hot_queries import is_locked_out
 from storage.names import printable
 from storage.objects.contract import ObjectStore
 from storage.objects.reading import ObjectReader
 from storage.overlay import final_key, unfinished_node
 from storage.quotas import Owner
-from storage.records import ArchiveState, FileFact, ImageArchive, UploadState
+from storage.records import ARCHIVE_OVER, ArchiveState, FileFact, ImageArchive, UploadState
 from storage.rewriting import Rewriter
 from storage.room import Room
 from storage.tree import Node, Reader, Space, Tree, Writer
@@ -37,6 +39,8 @@ _GIB = 1024**3
 _ROOT = Node("images", is_directory=True, mode=0o755)
 _REMEMBERED = timedelta(hours=1)
 """How long a file is told of that is an image by now: clients ask for the size of what they have just sent."""
+_REMOVAL_SECONDS = 30.0
+_POLL_SECONDS = 0.05
 
 
 class ImageShelf:
@@ -183,6 +187,7 @@ class ImageShelf:
         async def still_allowed() -> None:
             if await is_locked_out(self._database, caller.user_id):
                 raise NotAllowed("your account is locked")
+            await self._until_removed(key)
 
         async def room(size: int) -> int:
             if size > self._most:
@@ -190,7 +195,26 @@ class ImageShelf:
             owner = Owner.of(caller)
             return min(self._most, await self._room.check(owner, caller.workspace, key, sent_as, size))
 
-        return Target(f"/images{path}", key, still_allowed, only_new=only_new, sent_as=sent_as, room=room)
+        return Target(
+            f"/images{path}", key, still_allowed, only_new=only_new, sent_as=sent_as, is_watched=True, room=room
+        )
+
+    async def _until_removed(self, key: str) -> None:
+        """Wait while a former file of this name is being removed: a removal has no condition that stores know.
+
+        The other side is `reconcilers.archives`, which lets go if it sees our row.
+        """
+        going = select(ImageArchive.id).where(
+            ImageArchive.key == key, ImageArchive.state.in_(ARCHIVE_OVER), ImageArchive.finished.is_(None)
+        )
+        deadline = time.monotonic() + _REMOVAL_SECONDS
+        while True:
+            async with self._database.reading() as tx:
+                if (await tx.scalars(going.limit(1))).first() is None:
+                    return
+            if time.monotonic() > deadline:
+                raise Unavailable("the former file of this name cannot be removed now: go on with reput later")
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _fact(self, key: str) -> FileFact | None:
         async with self._database.reading() as tx:

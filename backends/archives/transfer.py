@@ -10,24 +10,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from backends.archives import tar
-from backends.archives.bytes import GZIP, ZSTD, Cursor, StoredBytes, UnpackedBytes, packing_of, unpacked
+from backends.archives.bytes import Cursor, StoredBytes, UnpackedBytes, packing_of, refuse_other_packing
+from backends.archives.layers import Allowance, Blob, Free, Passage, there
 from backends.archives.layout import Files, Layer, Layout, layout_of, may_be_small
-from backends.archives.tar import Entry
 from backends.images import ImageFacts
 from backends.registry import DOCKER_MANIFEST, Registry
 from backends.settings import ImageSettings
-from storage.errors import AshoreError, BadInput, Unavailable
+from storage.errors import BadInput, Unavailable
 from storage.objects.contract import ObjectStore
 
 _GIB = 1024**3
-_SMALLEST_LIMIT = 64 * 1024 * 1024
 _CONFIG = "application/vnd.docker.container.image.v1+json"
-_PLAIN = "application/vnd.docker.image.rootfs.diff.tar"
-_PACKED = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,22 @@ class Stored:
     size: int
 
 
-@dataclass(frozen=True)
-class Blob:
-    """A layer as the registry has it."""
-
-    digest: str
-    size: int
-    media_type: str
-
-
 class Transfer:
-    """One archive. `note` hears how many of its bytes the present step has read."""
+    """One archive. `note` hears how many of its bytes the present step has read; `free`: see `layers.Allowance`."""
 
     def __init__(
-        self, store: ObjectStore, stored: Stored, settings: ImageSettings, note: Callable[[int], None]
+        self,
+        store: ObjectStore,
+        stored: Stored,
+        settings: ImageSettings,
+        note: Callable[[int], None],
+        free: Free = lambda: None,
     ) -> None:
         self._store = store
         self._stored = stored
         self._settings = settings
         self._note = note
+        self._free = free
         self._most = int(settings.archive_gib * _GIB)
 
     async def sha256(self) -> str:
@@ -69,6 +65,9 @@ class Transfer:
 
     async def look(self) -> Layout:
         """What is in it. BadInput: nothing that can be an image."""
+        if not self._stored.size:
+            raise BadInput("the file is empty")
+        refuse_other_packing(await self._open().read(8))
         files = Files()
         cursor = await self._cursor()
         async for entry in tar.entries(cursor, self._settings.archive_files):
@@ -78,19 +77,31 @@ class Transfer:
             raise BadInput(f"the image is larger than {self._settings.archive_gib:g} GiB (backends.images.archive_gib)")
         return layout
 
+    def check_room(self, layers: Iterable[Layer]) -> None:
+        """Unavailable if the registry's disk has no room for these."""
+        needed, free = sum({layer.entry: layer.entry.size for layer in layers}.values()), self._free()
+        if free is not None and needed > free:
+            raise Unavailable(f"the registry's disk has no room for it: {needed / _GIB:.1f} GiB are needed")
+
     async def send(self, layout: Layout, registry: Registry, repository: str) -> list[Blob]:
         """All layers into the registry, in the order of the image; its manifest is not there yet."""
-        done: dict[Entry, Blob] = {}
-        cursor: Cursor | None = None
-        for layer in sorted(layout.layers, key=lambda one: one.entry.offset):
-            if layer.entry in done:
-                continue
-            if (there := await self._there(registry, repository, layer)) is not None:
-                done[layer.entry] = there
-                continue
-            cursor = cursor or await self._cursor()
-            await cursor.skip(layer.entry.offset - cursor.position)
-            done[layer.entry] = await self._send_layer(cursor, layer, registry, repository)
+        times = Counter(layer.entry for layer in layout.layers)
+        layers = {layer.entry: layer for layer in sorted(layout.layers, key=lambda one: one.entry.offset)}
+        done = {
+            layer.entry: blob for layer in layers.values()
+            if (blob := await there(layer, registry, repository)) is not None
+        }  # fmt: skip
+        self.check_room(layer for layer in layers.values() if layer.entry not in done)
+        allowance = Allowance(self._most, self._settings.archive_ratio, self._free)
+
+        async def carry(layer: Layer, cursor: Cursor) -> None:
+            passage = Passage(layer, times[layer.entry], allowance)
+            if (blob := done.get(layer.entry)) is not None:
+                await passage.count(blob, cursor)
+            else:
+                done[layer.entry] = await passage.send(cursor, registry, repository)
+
+        await self._each(layers.values(), carry)
         return [done[layer.entry] for layer in layout.layers]
 
     async def publish(self, layout: Layout, blobs: list[Blob], registry: Registry, repository: str, tag: str) -> str:
@@ -111,116 +122,60 @@ class Transfer:
         return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
     # ---- steps -----------------------------------------------------------------------------------------------
-    def _open(self) -> StoredBytes:
-        return StoredBytes(self._store, self._stored.key, self._stored.etag, self._stored.size, self._note)
+    def _open(self, note: Callable[[int], None] | None = None) -> StoredBytes:
+        return StoredBytes(self._store, self._stored.key, self._stored.etag, self._stored.size, note or self._note)
+
+    async def _packing(self) -> bytes:
+        return packing_of(await self._open().read(4))
 
     async def _cursor(self) -> Cursor:
         """The unpacked archive from its beginning."""
-        kind = packing_of(await self._open().read(4))
-        whole = self._open()
+        kind, whole = await self._packing(), self._open()
         if not kind:
             return whole
-        return UnpackedBytes(whole.stream(self._stored.size), kind, self._limit(self._stored.size))
+        allowance = Allowance(self._most, self._settings.archive_ratio, self._free)
+        return UnpackedBytes(whole.stream(self._stored.size), kind, allowance.of_packed(self._stored.size))
 
-    def _limit(self, size: int) -> int:
-        """What `size` packed bytes may unpack to."""
-        return min(self._most, max(int(size * self._settings.archive_ratio), _SMALLEST_LIMIT))
+    async def _each(self, layers: Iterable[Layer], carry: Callable[[Layer, Cursor], Awaitable[None]]) -> None:
+        """`carry` for each, two at once where the archive can be read at any place: one is read while one is sent."""
+        if await self._packing():
+            cursor = await self._cursor()
+            for layer in layers:
+                await carry(layer, cursor)
+            return
+        slots, meter = asyncio.Semaphore(_AT_ONCE), _Meter(self._note)
 
-    async def _there(self, registry: Registry, repository: str, layer: Layer) -> Blob | None:
-        """The layer, if it is in this repository already: it was checked before it came there."""
-        if layer.digest and layer.digest != layer.diff_id and await registry.has_blob(repository, layer.digest):
-            return Blob(layer.digest, layer.entry.size, _PACKED)
-        if layer.digest in ("", layer.diff_id) and await registry.has_blob(repository, layer.diff_id):
-            return Blob(layer.diff_id, layer.entry.size, _PLAIN)
-        return None
+        async def one(layer: Layer) -> None:
+            async with slots:
+                await carry(layer, self._open(meter.part(layer.entry.offset)))
 
-    async def _send_layer(self, cursor: Cursor, layer: Layer, registry: Registry, repository: str) -> Blob:
-        size = layer.entry.size
-        start = await cursor.read(min(4, size))
-        kind = packing_of(start)
-        pieces = _joined(start, cursor.stream(size - len(start)))
-        if kind == ZSTD:  # older engines do not know it
-            pieces = unpacked(pieces, kind, self._limit(size))
-        check = _Check(pieces, layer, self._limit(size) if kind == GZIP else 0)
-        async with registry.upload(repository) as upload:
-            try:
-                await upload.send(check.stream())
-            except AshoreError as error:
-                raise check.error or error from error
-            blob = check.result(_PACKED if kind == GZIP else _PLAIN, sent_as_it_is=kind != ZSTD)
-            await upload.finish(blob.digest)
-        return blob
-
-
-class _Check:
-    """Passes a layer on and reads along: both its digests are known at its end."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], layer: Layer, unpack_most: int) -> None:
-        self._pieces = pieces
-        self._layer = layer
-        self._unpack_most = unpack_most
-        self._raw = hashlib.sha256()
-        self._inner = hashlib.sha256()
-        self._size = 0
-        self.error: AshoreError | None = None
-        """Why it stopped: the client of the registry tells only that it did."""
-
-    async def stream(self) -> AsyncIterator[bytes]:
-        reading: asyncio.Task[None] | None = None
-        queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+        tasks = [asyncio.create_task(one(layer), name="layer of an archive") for layer in layers]
         try:
-            if self._unpack_most:
-                reading = asyncio.create_task(self._read(queue), name="unpacking of a layer")
-            async for piece in self._pieces:
-                self._size += len(piece)
-                hashing = asyncio.create_task(asyncio.to_thread(self._raw.update, piece))
-                try:
-                    if reading is not None:
-                        await self._offer(queue, piece, reading)
-                    yield piece  # is sent while it is hashed
-                finally:
-                    await hashing
-            if reading is not None:
-                await self._offer(queue, b"", reading)
-                await reading
-        except AshoreError as error:
-            self.error = error
-            raise
+            await asyncio.gather(*tasks)
         finally:
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
-
-    def result(self, media_type: str, *, sent_as_it_is: bool) -> Blob:
-        """What was sent. BadInput: it is not what the archive says."""
-        raw = f"sha256:{self._raw.hexdigest()}"
-        inner = f"sha256:{self._inner.hexdigest()}" if self._unpack_most else raw
-        if inner != self._layer.diff_id or (sent_as_it_is and self._layer.digest not in ("", raw)):
-            raise BadInput("a layer of the image does not have the digest that it should: the archive is damaged")
-        return Blob(raw, self._size, media_type)
-
-    async def _offer(self, queue: asyncio.Queue[bytes], piece: bytes, reading: asyncio.Task[None]) -> None:
-        putting = asyncio.create_task(queue.put(piece))
-        await asyncio.wait((putting, reading), return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            putting.cancel()
-            await asyncio.gather(putting, return_exceptions=True)
-            reading.result()  # raises what was wrong
-
-    async def _read(self, queue: asyncio.Queue[bytes]) -> None:
-        async def pieces() -> AsyncIterator[bytes]:
-            while piece := await queue.get():
-                yield piece
-
-        async for found in unpacked(pieces(), GZIP, self._unpack_most):
-            await asyncio.to_thread(self._inner.update, found)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _joined(start: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    if start:
-        yield start
-    async for piece in rest:
-        yield piece
+class _Meter:
+    """Adds up what several cursors have read."""
+
+    def __init__(self, note: Callable[[int], None]) -> None:
+        self._note = note
+        self._read = 0
+
+    def part(self, start: int) -> Callable[[int], None]:
+        """For one cursor that reads from `start` on."""
+        last = start
+
+        def note(position: int) -> None:
+            nonlocal last
+            self._read += position - last
+            last = position
+            self._note(self._read)
+
+        return note
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
@@ -231,10 +186,3 @@ def facts_of(layout: Layout, blobs: list[Blob], digest: str) -> ImageFacts:
     """What is known of the image then."""
     size = sum({blob.digest: blob.size for blob in blobs}.values()) + len(layout.config)
     return ImageFacts(digest, size, layout.architecture, layout.cuda, layout.driver)
-
-
-def check_space(layout: Layout, free: int | None) -> None:
-    """Unavailable if the registry has no room for the layers; `free` is None where nobody knows."""
-    needed = sum({layer.entry: layer.entry.size for layer in layout.layers}.values())
-    if free is not None and needed > free:
-        raise Unavailable(f"the registry's disk has no room for it: {needed / _GIB:.1f} GiB are needed")

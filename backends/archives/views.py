@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
+from backends.image_names import name_of_file
 from storage.access import Action, Caller, require
 from storage.clock import Clock, now
 from storage.database.engine import Database
+from storage.errors import BadInput
 from storage.records import ArchiveState, ImageArchive
 
 _SHOWN = timedelta(days=1)
@@ -31,6 +33,14 @@ class ArchiveView:
     sha256: str
     created: datetime
     touched: datetime
+
+    @property
+    def image(self) -> str:
+        """What it becomes, as its owner writes it; empty where its name says none."""
+        try:
+            return ":".join(name_of_file(self.path.rpartition("/")[2]))
+        except BadInput:
+            return ""
 
     @property
     def percent(self) -> int:

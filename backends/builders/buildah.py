@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -126,7 +126,8 @@ class BuildahBuilder:
                 raise Unavailable(f"the registry does not take it: {tail.reason(status)}")
             return (home / "digest").read_text().strip()
 
-    async def prune(self, *, days: float) -> int:
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
+        """Whatever is to be kept: no environment runs from this storage."""
         if not (self._directory / "storage").exists():
             return 0
         before = time.time() - days * 86400

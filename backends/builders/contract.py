@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,8 +77,12 @@ class Builder(Protocol):
         `sha256:…`. Cancelling and calling it again is right at any time. Unavailable: the registry does not take it."""
         ...
 
-    async def prune(self, *, days: float) -> int:
-        """Remove images and layers made here more than `days` ago that nothing uses; how many. No build may run."""
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
+        """Remove images and layers made here more than `days` ago that nothing uses; how many. No build may run.
+
+        `keep`: digests of manifests that environments may be made from. Where those run on the builder's own engine,
+        an image with one of them stays: it was brought there beforehand, and its label is that of another builder.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.builders.pulling import PullLines
+from backends.compute.contract import RegistryAway
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -66,10 +68,8 @@ class DockerBuilder:
         """The id of the base, fetched if it is not here."""
         auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
         try:
-            if await self._engine.known_image(base) is None:
-                write(f"pulling {base}\n".encode())
-            image = await self._engine.image(base, lambda _: None, auth=auth)
-        except BadInput as error:
+            image = await self._engine.image(base, PullLines(write).see, auth=auth)
+        except (BadInput, RegistryAway) as error:
             raise StepFailed(error.message, 1) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])
@@ -89,10 +89,11 @@ class DockerBuilder:
             raise Unavailable("the Docker engine did not say which digest it pushed")
         return digest
 
-    async def prune(self, *, days: float) -> int:
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
         before, removed = time.time() - days * 86400, 0
         for image in await self._engine.images(LABEL):
-            if image["Created"] < before:
+            digests = {name.partition("@")[2] for name in image["RepoDigests"] or ()}
+            if image["Created"] < before and digests.isdisjoint(keep):
                 names = [name for name in image["RepoTags"] or () if not name.startswith("<none>")]
                 # With its last name goes the image itself.
                 removed += any([await self._engine.delete_image(name) for name in names or [image["Id"]]])

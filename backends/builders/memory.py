@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from backends.builders.contract import Order, StepFailed, Write
@@ -63,9 +64,9 @@ class MemoryBuilder:
         self._engine.pushed[order.target] = f"sha256:{image}"
         return f"sha256:{image}"
 
-    async def prune(self, *, days: float) -> int:
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
         before = asyncio.get_running_loop().time() - days * 86400
-        old = [layer for layer, made in self._engine.layers.items() if made < before]
+        old = [layer for layer, made in self._engine.layers.items() if made < before and f"sha256:{layer}" not in keep]
         for layer in old:
             del self._engine.layers[layer]
             self._engine.images.pop(layer, None)

@@ -14,10 +14,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from storage.errors import BadInput
+from storage.errors import BadInput, Unavailable
 
 Progress = Callable[[str], None]
 """Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
+
+
+class RegistryAway(Unavailable):
+    """The engine answers, and could not get an image now: trying again may help."""
 
 
 class State(StrEnum):
@@ -148,7 +152,8 @@ class Compute(Protocol):
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         """Make the workload, without starting it, and return its handle; if one with this id exists, return that.
 
-        A create that fails leaves nothing behind. BadInput: the spec cannot be met (no such image).
+        A create that fails leaves nothing behind. BadInput: the spec cannot be met (no such image). RegistryAway: its
+        image is not here, and its registry does not answer.
         """
         ...
 
@@ -223,11 +228,36 @@ class HasImages(Protocol):
         ...
 
     async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
-        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
+        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody gives it.
+        RegistryAway: its registry does not answer."""
+        ...
+
+    async def image_id(self, name: str) -> str:
+        """What the engine calls an image that it has by this name; empty if it has none. Nothing is pulled."""
+        ...
+
+    async def load_image(self, archive: AsyncGenerator[bytes], title: str) -> None:
+        """Take an image from an archive, as fast as the engine takes it; `archive` is closed at the end."""
         ...
 
     async def drop_image(self, reference: str) -> None:
         """Forget its copy, with layers that nothing else needs; no-op if it has none, or something runs from it."""
+        ...
+
+
+@runtime_checkable
+class HasPulls(Protocol):
+    """An optional power of a compute: images come to it from registries, which may take hours."""
+
+    async def lacks_image(self, spec: WorkloadSpec) -> bool:
+        """Whether `create` would have to pull its image first. Unavailable: the engine cannot be asked."""
+        ...
+
+    async def bring_image(self, spec: WorkloadSpec, progress: Progress) -> None:
+        """Pull its image, unless it is there; `progress` is called with every piece.
+
+        BadInput: nobody gives it. RegistryAway: its registry does not answer.
+        """
         ...
 
 

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import delete, select, update
 
-from backends.archives.transfer import Stored, Transfer, check_space, facts_of
+from backends.archives.transfer import Stored, Transfer, facts_of
 from backends.image_names import name_of_file
 from backends.images import Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
+from backends.registry_gate import WAITS, PushGate
 from backends.settings import ImageSettings
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -53,9 +54,15 @@ _NOTE_SECONDS = 0.5
 _MOST_ATTEMPTS = 10
 """Times that an archive may be begun without an answer: one that ends the process each time must not go on for ever."""
 _KEEP = timedelta(days=30)
-_PATIENCE_SECONDS = 1800.0
-_SLOWEST = 1024 * 1024
-"""Bytes per second: an archive that takes longer than its size at this speed, and half an hour, lets others go on."""
+_PATIENCE_SECONDS = 900.0
+_SLOWEST = 4 * 1024 * 1024
+"""Bytes per second: an archive that takes longer than its size at this speed, and a quarter of an hour, lets others go
+on."""
+
+
+async def _later() -> None:
+    """To wait would take of the time that its size allows."""
+    raise Unavailable(f"it {WAITS}")
 
 
 class ArchiveReconciler:
@@ -75,6 +82,7 @@ class ArchiveReconciler:
         *,
         free: Callable[[], int | None] = lambda: None,
         note_garbage: Callable[[], None] = lambda: None,
+        gate: PushGate | None = None,
     ) -> None:
         self._database = database
         self._audit = audit
@@ -88,6 +96,7 @@ class ArchiveReconciler:
         self._clock = clock
         self._free = free
         self._note_garbage = note_garbage
+        self._gate = gate or PushGate()
         self._keep = timedelta(hours=settings.archive_hours)
         self._done: dict[str, int] = {}
         self._loop = ReconcilerLoop(
@@ -104,17 +113,18 @@ class ArchiveReconciler:
         await self._uploads.parked.expire(self._keep, ROOT)
         async with self._database.reading() as tx:
             facts = {(fact.key, fact.etag): fact for fact in await tx.scalars(select(FileFact).where(below(ROOT)))}
-            known = {(row.key, row.etag): row for row in await tx.scalars(select(ImageArchive))}
+            rows = (await tx.scalars(select(ImageArchive))).all()
         oldest = self._clock() - _KEEP
+        known = {(row.key, row.etag): row for row in rows if row.etag}
         new = [fact for place, fact in facts.items() if place not in known]
-        if new or any(row.finished is not None and row.finished < oldest for row in known.values()):
+        if new or any(row.finished is not None and row.finished < oldest for row in rows):
             async with self._database.writing() as tx:
                 await tx.execute(delete(ImageArchive).where(ImageArchive.finished < oldest))
                 made = [row for fact in new if (row := await self._received(tx, fact)) is not None]
                 tx.add_all(made)
                 await tx.flush()
             known |= {(row.key, row.etag): row for row in made}
-        return [row.id for place, row in known.items() if not row.state.is_over or place in facts]
+        return [row.id for place, row in known.items() if row.finished is None or place in facts]
 
     async def act(self, archive_id: str) -> None:
         """Bring one to its end. Unavailable: something is away, try again later."""
@@ -127,7 +137,8 @@ class ArchiveReconciler:
                     await self._run(row)
         except (Unavailable, TimedOut, InUse) as error:
             if self._clock() - row.created < self._keep:
-                await self._change(row.id, reason=printable(error.message, limit=500), attempts=0)
+                shown = printable(error.message, limit=500)
+                await self._change(row.id, state=ArchiveState.RECEIVED, done=0, reason=shown, attempts=0)
                 raise Unavailable(error.message) from error
             await self._fail(row, error.message)
         except AshoreError as error:
@@ -170,21 +181,24 @@ class ArchiveReconciler:
             self._images.require_registry()
             raise Unavailable("the registry is not there")
         transfer = Transfer(
-            self._store, Stored(row.key, row.etag, row.size), self._settings, lambda done: self._note(row.id, done)
+            self._store, Stored(row.key, row.etag, row.size), self._settings, lambda done: self._note(row.id, done),
+            self._free,
         )  # fmt: skip
         await self._enter(row, ArchiveState.VERIFYING)
         layout = await self._noting(row, transfer.look())
         if not row.sha256:
             row.sha256 = await self._noting(row, transfer.sha256())
             await self._keep_hash(row)
-        check_space(layout, self._free())
+        if not row.image_id:  # else some of it is there
+            transfer.check_room(layout.layers)
         image_id, repository = await self._announce(row, caller, name, tag)
         row.image_id = image_id
-        await self._enter(row, ArchiveState.LOADING)
-        self._note_garbage()
-        blobs = await self._noting(row, transfer.send(layout, registry, repository))
-        await self._enter(row, ArchiveState.PUSHING)
-        digest = await transfer.publish(layout, blobs, registry, repository, tag)
+        async with self._gate.pushing(_later):
+            await self._enter(row, ArchiveState.LOADING)
+            self._note_garbage()
+            blobs = await self._noting(row, transfer.send(layout, registry, repository))
+            await self._enter(row, ArchiveState.PUSHING)
+            digest = await transfer.publish(layout, blobs, registry, repository, tag)
         async with self._database.writing() as tx:
             await self._images.finish(tx, image_id, facts_of(layout, blobs, digest))
             await self._over(tx, row, ArchiveState.READY, "")
@@ -223,18 +237,39 @@ class ArchiveReconciler:
         await self._audit.add(tx, Event(f"archive.{state.value}", outcome, row.owner_name, row.path, detail=facts))
 
     async def _clean(self, row: ImageArchive) -> None:
-        """The object goes when it is an image, or can never be one; not if another one has its name by now."""
+        """The object goes when it is an image, or can never be one; not if another one has its name by now.
+
+        Stores know no condition for removals. So it is said first that this one goes, and looked then whether another
+        is coming; whoever brings one has his row first, and looks then whether one is going (`ImageShelf`).
+        Unavailable: not now. If a removal fails, nobody knows whether it was done: it stays said.
+        """
+        if not row.etag or await self._may_go_on(row) or not await self._going(row, is_going=True):
+            return
         async with self._database.reading() as tx:
             coming = await tx.scalar(select(Upload.id).where(Upload.key == row.key, Upload.state.in_(NOT_OVER)))
+            is_there = bool(await tx.scalar(select(ImageArchive.etag).where(ImageArchive.id == row.id)))
+        if coming is not None or not is_there:
+            await self._going(row, is_going=False)
         if coming is not None:
             raise Unavailable("another file of this name is on its way")
-        if await self._may_go_on(row):
+        if not is_there:
             return
         with contextlib.suppress(NotFound):
             if (await self._store.head(row.key)).etag == row.etag:
                 await self._store.delete(row.key)
         async with self._database.writing() as tx:
             await tx.execute(delete(FileFact).where(FileFact.key == row.key, FileFact.etag == row.etag))
+            gone = {"etag": "", "finished": self._clock()}
+            await tx.execute(update(ImageArchive).where(ImageArchive.id == row.id).values(**gone))
+
+    async def _going(self, row: ImageArchive, *, is_going: bool) -> bool:
+        """Say whether its object is being removed; False if that is not there any more."""
+        change = update(ImageArchive).where(ImageArchive.id == row.id).returning(ImageArchive.id)
+        if is_going:
+            change = change.where(ImageArchive.etag == row.etag)
+        async with self._database.writing() as tx:
+            done = await tx.execute(change.values(finished=None if is_going else self._clock()))
+            return done.scalar_one_or_none() is not None
 
     async def _may_go_on(self, row: ImageArchive) -> bool:
         """Whether it ended as an interrupted upload does, and failed: its sender can send the rest with reput."""

@@ -24,19 +24,22 @@ from backends.dockerfiles.recipes import Recipe, recipe
 from backends.images import ImageFacts, Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
+from backends.registry_gate import WAITS, PushGate
 from backends.settings import BuildSettings
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.errors import AshoreError, TimedOut, Unavailable
-from storage.records import Build, BuildState
+from storage.records import Build, BuildState, Environment, Image
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
 _STATE_SECONDS = 5.0
 _HINT_SECONDS = 0.1
 _MOST_ATTEMPTS = 3
+_PRUNE = "prune"
+"""What the loop does among the builds, once in so many seconds."""
 _PRUNE_SECONDS = 86400.0
 _MIB = 1024 * 1024
 _CUT_OFF = "the gateway was restarted while it was built, several times"
@@ -60,6 +63,7 @@ class BuildReconciler:
         settings: BuildSettings,
         registry: Registry | None = None,
         clock: Clock = now,
+        gate: PushGate | None = None,
     ) -> None:
         self._database = database
         self._audit = audit
@@ -70,9 +74,9 @@ class BuildReconciler:
         self._settings = settings
         self._registry = registry
         self._clock = clock
+        self._pushes = gate or PushGate()
         self._gate = asyncio.Lock()
         self._working = 0
-        self._pruned = time.monotonic()
         self._loop = ReconcilerLoop(
             "builds", TOPIC, changes=changes, look=self._waiting, act=self.act, pause=_LOOK_SECONDS,
             parallel=settings.parallel,
@@ -90,7 +94,10 @@ class BuildReconciler:
             await self._builder.close()
 
     async def act(self, build_id: str) -> None:
-        """Bring one build to its end."""
+        """Bring one build to its end, or remove old layers."""
+        if build_id == _PRUNE:
+            await self._prune()
+            return
         row = await self._begin(build_id)
         if row is None:
             return
@@ -101,7 +108,6 @@ class BuildReconciler:
         finally:
             self._working -= 1
         await self._forget_old(row)
-        await self._prune()
 
     async def _make(self, row: Build) -> None:
         made = await asyncio.to_thread(_recipe, row)
@@ -143,8 +149,13 @@ class BuildReconciler:
         image = await self._builder.build(order, writer.write)
         if not await self._move(row, BuildState.PUSHING):
             raise _Ended
-        writer.say("pushing the image")
-        digest = await self._builder.push(order, image, writer.write)
+
+        async def waits() -> None:
+            writer.say(WAITS)
+
+        async with self._pushes.pushing(waits):
+            writer.say("pushing the image")
+            digest = await self._builder.push(order, image, writer.write)
         facts = await self._facts(row, digest)
         writer.say(f"pushed as {digest}", colour="32")
         await self._succeed(row, facts)
@@ -180,7 +191,8 @@ class BuildReconciler:
     async def _waiting(self) -> list[str]:
         async with self._database.reading() as tx:
             query = select(Build.id).where(Build.state.in_(OPEN)).order_by(Build.created, Build.id)
-            return list(await tx.scalars(query))
+            found = list(await tx.scalars(query))
+        return [*found, _PRUNE] if self._prune_is_due() else found
 
     async def _begin(self, build_id: str) -> Build | None:
         async with self._database.writing() as tx:
@@ -267,14 +279,30 @@ class BuildReconciler:
             async with self._database.writing() as tx:
                 await tx.execute(delete(Build).where(Build.id.in_(old)))
 
+    def _prune_is_due(self) -> bool:
+        """Told by a file, so that a restart does not put it off, nor does a clock that was set back."""
+        try:
+            age = time.time() - self._builds.pruned_path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        return not 0 <= age < _PRUNE_SECONDS
+
     async def _prune(self) -> None:
-        """Once a day, when nothing is built."""
+        """Once a day, when nothing is built; the loop comes back until it is done."""
         async with self._gate:
-            if self._working or time.monotonic() - self._pruned < _PRUNE_SECONDS:
+            if self._working or not self._prune_is_due():
                 return
-            self._pruned = time.monotonic()
-            removed = await self._builder.prune(days=self._settings.cache_days)
+            removed = await self._builder.prune(days=self._settings.cache_days, keep=await self._wanted())
+            path = self._builds.pruned_path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         log.info("%s old layers removed from the builder", removed)
+
+    async def _wanted(self) -> frozenset[str]:
+        """Digests of what the catalogue has, and of what environments were made from."""
+        async with self._database.reading() as tx:
+            found = {*await tx.scalars(select(Image.digest)), *await tx.scalars(select(Environment.image_digest))}
+        return frozenset(found - {""})
 
 
 def _words(error: OSError) -> str:

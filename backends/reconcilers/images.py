@@ -13,6 +13,7 @@ from typing import Protocol
 from sqlalchemy import exists, select
 
 from backends.compute.contract import Compute, HasImages
+from backends.image_names import loaded_name
 from backends.images import TOPIC, Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
@@ -24,7 +25,7 @@ from storage.records import ArchiveState, Environment, EnvironmentState, Image, 
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 300.0
-_OVER = tuple(state for state in ArchiveState if state.value in ("ready", "failed"))
+_SENDING = (ArchiveState.LOADING, ArchiveState.PUSHING)
 _PULLING = (EnvironmentState.REQUESTED, EnvironmentState.QUEUED, EnvironmentState.CREATING)
 
 
@@ -102,7 +103,7 @@ class ImageReconciler:
         """Whether nobody pushes or pulls now, as far as the records tell."""
         async with self._database.reading() as tx:
             pushing = exists().where(Image.state == ImageState.BUILDING)
-            reading = exists().where(ImageArchive.state.not_in(_OVER))
+            reading = exists().where(ImageArchive.state.in_(_SENDING))
             pulling = exists().where(Environment.state.in_(_PULLING))
             return not any([await tx.scalar(select(one)) for one in (pushing, reading, pulling)])
 
@@ -147,5 +148,6 @@ class ImageReconciler:
             if isinstance(compute, HasImages):
                 try:
                     await compute.drop_image(reference)
+                    await compute.drop_image(loaded_name(reference))
                 except AshoreError as error:
                     log.warning("%s keeps its copy of '%s': %s", place, row.title, error.message)

@@ -513,7 +513,7 @@ def _new(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--app", metavar="NAME", action="append", default=[],
-        help="a program that is kept running inside, such as jupyter or vnc; may be repeated; 'env access' leads there",
+        help="a program that is kept running inside, as jupyter, vnc or rdp; may be repeated; 'env access' leads there",
     )  # fmt: skip
     _publish(parser)
     _lifecycle(parser)

@@ -83,6 +83,7 @@ def _row(context: Context, environment: Environment, one: Access) -> Row:
         "ssh": line if one.condition.port else "",
         "local_port": one.local_port,
         "address": one.address,
+        "user": one.user,
         one.kind if one.kind != "none" else "secret": one.secret,
         "advice": one.advice,
     }

@@ -21,7 +21,7 @@ _HELP = {
     Resource.CPUS: "cores of all environments that run, together",
     Resource.MEMORY: "memory of all environments that run, together",
     Resource.GPUS: "GPUs of all environments that run, together; a shared one and a MIG device count as one",
-    Resource.STORAGE: "files of data sets and models",
+    Resource.STORAGE: "files of data sets and models, and images",
     Resource.UPLOADS: "interrupted uploads that wait (of users)",
     Resource.PARKED: "storage that those hold (of users)",
     Resource.BUILDS: "builds of images that wait or run",

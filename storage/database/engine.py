@@ -17,15 +17,17 @@ from typing import Any
 
 from sqlalchemy import Executable, event, text
 from sqlalchemy.engine import Connection, Row
-from sqlalchemy.exc import ArgumentError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from storage.database.quick import QuickSqlite, Statement, Values
 from storage.database.transaction import Transaction, finished
-from storage.errors import BadInput, Unavailable
+from storage.database.trouble import told
+from storage.errors import BadInput
 
 _BUSY_MILLISECONDS = 20_000
+_WRITERS = 0x6173686F7265
+"""The advisory lock that PostgreSQL's writers take turns with: "ashore" in ASCII."""
 
 
 class Database:
@@ -43,6 +45,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        elif self.engine.dialect.name == "postgresql":
+            event.listen(self.engine.sync_engine, "begin", _begin_postgresql)
         path = self.engine.url.database if self.is_sqlite else None
         self._quick = QuickSqlite(path, _prepare_sqlite) if path and path != ":memory:" else None
 
@@ -61,22 +65,23 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Transaction]:
-        """A transaction that may write. On SQLite it takes the write lock at once, so it never has to start again."""
+        """A transaction that may write. Writers take turns, in all processes, on SQLite and on PostgreSQL.
+
+        So what it has read is still true when it commits, and it never has to start again.
+        """
         async with self._transaction({"ashore_write": True}) as tx:
             yield tx
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
-        """A transaction that only reads; readers never wait for a writer."""
-        async with self._transaction({}) as tx:
+        """A transaction that only reads, all of it from one moment; readers never wait for a writer."""
+        async with self._transaction({} if self.is_sqlite else _SNAPSHOT) as tx:
             yield tx
 
     async def fetch(self, query: Executable) -> Sequence[Row[Any]]:
         """The rows of one query, without a transaction around it: the cheapest read, for what every login asks."""
-        try:
+        with told(connecting=True):
             return await finished(self._fetch(query))
-        except (OperationalError, PoolTimeout) as error:
-            raise Unavailable("the database is busy or away, please try again") from error
 
     async def _fetch(self, query: Executable) -> Sequence[Row[Any]]:
         async with self.engine.connect() as connection:
@@ -85,13 +90,12 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, options: dict[str, Any]) -> AsyncIterator[Transaction]:
-        async with Transaction(self.engine, expire_on_commit=False) as tx:
-            try:
-                await tx.connection(execution_options=options)
+        with told():
+            async with Transaction(self.engine, expire_on_commit=False) as tx:
+                with told(connecting=True):
+                    await tx.connection(execution_options=options)
                 yield tx
                 await tx.commit()
-            except (OperationalError, PoolTimeout) as error:
-                raise Unavailable("the database is busy or away, please try again") from error
 
     async def quick_fetch(self, sql: str, values: Values) -> Sequence[tuple[Any, ...]]:
         """Rows of plain SQL with `:named` values; strings and integers only. For what runs thousands of times."""
@@ -113,6 +117,9 @@ class Database:
         if self._quick is not None:
             await self._quick.close()
         await self.engine.dispose()
+
+
+_SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 def _pool_options(url: str) -> dict[str, Any]:
@@ -140,3 +147,10 @@ def _begin_sqlite(connection: Connection) -> None:
         return
     write = options.get("ashore_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    """Let writers take turns, as SQLite's do: whatever was proven about concurrent writers there holds here too."""
+    if connection.get_execution_options().get("ashore_write", False):
+        patience = f"SELECT set_config('lock_timeout', '{_BUSY_MILLISECONDS}ms', true)"
+        connection.exec_driver_sql(f"{patience}, pg_advisory_xact_lock({_WRITERS})")

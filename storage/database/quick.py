@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from storage.errors import Unavailable
+from storage.database.trouble import unavailable
 
 Values = Mapping[str, str | int | bool]
 Statement = tuple[str, Sequence[Values]]
@@ -62,7 +62,7 @@ class _Connection:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
         except sqlite3.OperationalError as error:
-            raise Unavailable("the database is busy or away, please try again") from error
+            raise unavailable() from error
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)

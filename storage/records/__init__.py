@@ -17,7 +17,7 @@ from storage.records.build import Build, BuildState
 from storage.records.environment import Environment, EnvironmentKey, EnvironmentState, Lifecycle, LostEnvironment, Wish
 from storage.records.gpu import Gpu, GpuMode
 from storage.records.host import Host, HostState
-from storage.records.image import ArchiveState, Image, ImageArchive, ImageKind, ImageState
+from storage.records.image import ARCHIVE_OVER, ArchiveState, Image, ImageArchive, ImageKind, ImageState
 from storage.records.importing import Import, ImportFile, ImportState
 from storage.records.published_port import PublishedPort
 from storage.records.quota import UNLIMITED, Holder, Quota, QuotaWarning
@@ -27,6 +27,7 @@ from storage.records.user import Invite, SshKey, User, Workspace
 
 __all__ = [
     "UNLIMITED",
+    "ARCHIVE_OVER",
     "ArchiveState",
     "Artifact",
     "ArtifactState",

@@ -6,11 +6,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from storage.records.base import Record, new_id
 from storage.records.gpu import GpuMode
+
+# SQLite's INTEGER has 64 bits as it is, and altering it there would copy the table.
+_BYTES = BigInteger().with_variant(Integer, "sqlite")
 
 
 class EnvironmentState(StrEnum):
@@ -72,7 +75,7 @@ class Environment(Record):
     """What `image_id` had when the environment was made: it stays the same when the image is replaced."""
     cpus: Mapped[float] = mapped_column(default=0.0)
     """Cores; 0: no limit, which only records from before there were limits have."""
-    memory: Mapped[int] = mapped_column(default=0)
+    memory: Mapped[int] = mapped_column(_BYTES, default=0)
     """Bytes; 0 as for `cpus`."""
     gpus: Mapped[int] = mapped_column(default=0)
     """How many GPUs it asked for."""

@@ -109,6 +109,9 @@ class ArchiveState(StrEnum):
         return self in (ArchiveState.READY, ArchiveState.FAILED)
 
 
+ARCHIVE_OVER = tuple(state for state in ArchiveState if state.is_over)
+
+
 class ImageArchive(Record):
     """An archive in the object store that becomes an image."""
 
@@ -125,7 +128,7 @@ class ImageArchive(Record):
     """In the data tree: `/images/model_v1.tar`."""
     key: Mapped[str] = mapped_column(String(1100), index=True)
     etag: Mapped[str] = mapped_column(String(80))
-    """The very object that is read; another one of this name is another archive."""
+    """The very object that is read; another one of this name is another archive. Empty once it is gone."""
     state: Mapped[ArchiveState] = mapped_column(default=ArchiveState.RECEIVED, index=True)
     reason: Mapped[str] = mapped_column(default="")
     size: Mapped[int] = mapped_column(BigInteger)
@@ -138,3 +141,4 @@ class ImageArchive(Record):
     created: Mapped[datetime]
     touched: Mapped[datetime]
     finished: Mapped[datetime | None]
+    """When it was over. None although it is: its object is being removed, and whoever has another one waits."""

@@ -9,7 +9,8 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import select
 
-from backends.application_script import Seen, Wanted, parse, script, vnc_password
+from backends.application_script import Seen, Wanted, parse, script
+from backends.application_secrets import md4, sam_line, vnc_password
 from backends.application_templates import BUILT_IN
 from backends.applications import Applications
 from backends.compute.memory import MemoryCompute, MemoryEngine
@@ -49,10 +50,32 @@ def test_the_password_file_is_that_of_vncpasswd() -> None:
     assert vnc_password("password").hex() == "dbd83cfd727a1458"
 
 
+@pytest.mark.parametrize(
+    ("data", "digest"),
+    [
+        (b"", "31d6cfe0d16ae931b73c59d7e0c089c0"),
+        (b"message digest", "d9130a8164549fe818874806e1c7014b"),
+        (b"1234567890" * 8, "e33b4ddc9c38f2199c3e7b164fcc0536"),
+    ],
+)
+def test_md4_is_that_of_rfc_1320(data: bytes, digest: str) -> None:
+    assert md4(data).hex() == digest
+
+
+def test_the_line_of_the_sam_file_is_that_of_winpr_hash() -> None:
+    assert sam_line("developer", "password") == "developer:::8846F7EAEE8FB117AD06BDD830B7586C:::"
+
+
 def test_the_script_is_a_posix_shells_and_keeps_the_secret_out_of_command_lines(tmp_path: Path) -> None:
     """Trap: a secret in an argument is read by everybody who lists processes; `printf` is the shell's own."""
     odd = ApplicationSettings(title="Odd", argv=("prog", "it's", "--at={folder}/x y", "{port}", ""), port=7000)
-    text = script([Wanted("odd", odd, "s3cr3t"), Wanted("vnc", BUILT_IN["vnc"], "abcdefgh")])
+    text = script(
+        [
+            Wanted("odd", odd, "s3cr3t"),
+            Wanted("vnc", BUILT_IN["vnc"], "abcdefgh"),
+            Wanted("rdp", BUILT_IN["rdp"], "bcdefghi"),
+        ]
+    )
     subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
     assert [line.split()[0] for line in text.splitlines() if "s3cr3t" in line] == ["printf"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +28,10 @@ from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotFound, OverQuota, Unavailable
 from storage.quota_limits import Resource
 from storage.quotas import Quotas
-from storage.records import AuditEvent, Build, BuildState, Holder, ImageState
+from storage.records import AuditEvent, Build, BuildState, Holder, Image, ImageState
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 FAR = DockerHostSettings(url="tcp://10.9.8.7:2375", insecure=True)
 NEAR = DockerHostSettings(url="unix:///var/run/docker.sock")
@@ -119,6 +123,64 @@ async def test_a_failure_says_which_line_of_the_text_it_was(yard: Yard, alice: C
         await yard.ask(alice, "RUN echo better")
         assert (await yard.until(alice, BuildState.SUCCESS)).number == 2
     assert [one.number for one in await yard.builds.list(alice, "model")] == [2, 1]
+
+
+class _Pruned(MemoryBuilder):
+    """Notes what it was told to keep."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        super().__init__(engine)
+        self.kept: list[Collection[str]] = []
+
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
+        self.kept.append(keep)
+        return await super().prune(days=days, keep=keep)
+
+
+async def test_old_layers_are_removed_without_a_build_and_whatever_restarts(yard: Yard, alice: Caller) -> None:
+    """The time of the last removal must outlive the process: one that starts every day would never come to it."""
+    await yard.ask(alice, "RUN a")
+    async with yard.running():
+        digest = (await yard.until(alice, BuildState.SUCCESS)).digest
+    assert yard.builds.pruned_path.exists()
+    yard.builds.pruned_path.unlink()
+    builder = _Pruned(yard.engine)
+    for hours in (0, 1, 25):
+        if hours:
+            moment = time.time() - hours * 3600
+            os.utime(yard.builds.pruned_path, (moment, moment))
+        async with yard.running(builder):
+            if hours != 1:
+                await _until(lambda: yard.builds.pruned_path.exists() and _age(yard.builds.pruned_path) < 600)
+            await asyncio.sleep(0.1)
+    assert builder.kept == [{digest}, {digest}]
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+async def _until(test: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_GENEROUS):
+        while not test():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_where_no_storage_is_left_nothing_is_built(yard: Yard, alice: Caller, bob: Caller, admin: Caller) -> None:
+    """What a build makes is known when it is over: that stays, and nothing follows."""
+    quotas = Quotas(yard.database, yard.audit, yard.changes)
+    await quotas.set(admin, Holder.USER, "alice", {Resource.STORAGE: 100})
+    await yard.ask(alice, "RUN a")
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    async with yard.database.writing() as tx:
+        await tx.execute(update(Image).values(size=150))
+    with pytest.raises(OverQuota, match=r"^your quota of storage is full \(150B of 100B\): delete images or data sets"):
+        await yard.ask(alice, "RUN b", name="other")
+    assert len(await yard.images.list(alice)) == 1
+    await yard.ask(bob, "RUN b")
+    await yard.images.delete(alice, "model:v1")
+    await yard.ask(alice, "RUN b", name="other")
 
 
 async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Caller, bob: Caller) -> None:

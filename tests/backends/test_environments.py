@@ -20,6 +20,9 @@ from storage.clock import now
 from storage.database.engine import Database
 from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, OverQuota, TimedOut, Unavailable
 from storage.records import AuditEvent, Environment, EnvironmentState, Wish
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuota, Unavailable
 from storage.quotas import Quotas
 from storage.records import Environment, GpuMode
@@ -32,6 +31,7 @@ from storage.settings import QuotaSettings
 from tests.backends import test_placement_histories as placement
 from tests.backends.test_placement_histories import GIB, NAMES, PEOPLE, Step
 from tests.conftest import person
+from tests.databases import KINDS, Databases
 
 SHARES, QUOTA = 2, 3
 CARDS = {
@@ -142,10 +142,8 @@ class History(placement.History):
             assert {card.uuid for card in view.room.cards} == {fact.uuid for fact in CARDS[view.name]}
 
 
-async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    database = Database.in_directory(directory)
+async def _play(database: Database, directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}
@@ -159,8 +157,11 @@ async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_groups)
-def test_no_history_gives_a_card_twice_or_leaks_one(groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(_play(Path(directory), groups))
+def test_no_history_gives_a_card_twice_or_leaks_one(
+    databases: Databases, kind: str, groups: list[tuple[list[Step], Step | None, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
+        asyncio.run(_play(database, Path(directory), groups))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import signal
+import socket
 import stat
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -127,7 +130,7 @@ async def test_nobody_else_on_the_machine_reads_it(
     with pytest.raises(Unavailable, match="user and password"):
         await wrong.check()
     await wrong.close()
-    for name in ("htpasswd", "config.yml", "registry.json"):
+    for name in ("htpasswd", "config.yml", "reading.yml", "registry.json"):
         assert stat.S_IMODE((tmp_path / "registry" / name).stat().st_mode) == 0o600
     secret = settings.password.get_secret_value()
     assert secret not in repr(settings)
@@ -142,7 +145,8 @@ async def test_two_installations_have_two_passwords(settings: RegistrySettings, 
     await other.close()
 
 
-async def test_it_keeps_its_images_port_and_password(child: EmbeddedRegistry, tmp_path: Path) -> None:
+async def test_it_keeps_its_images_and_its_port(child: EmbeddedRegistry, tmp_path: Path) -> None:
+    """Its password is another one: somebody may have taken the port while the gateway was down, and been sent it."""
     first = await child.start(RegistrySettings())
     client = Registry(first)
     digest = await put_image(client, "w/i/model")
@@ -150,11 +154,120 @@ async def test_it_keeps_its_images_port_and_password(child: EmbeddedRegistry, tm
     await child.close()
     again = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
     second = await again.start(RegistrySettings())
-    assert (second.url, second.password) == (first.url, first.password)
+    assert second.url == first.url
+    assert second.password != first.password
     client = Registry(second)
     assert (await client.manifest("w/i/model", "v1")).digest == digest
     await client.close()
     await again.close()
+
+
+async def test_a_port_that_somebody_has_taken_is_left_to_them(child: EmbeddedRegistry, tmp_path: Path) -> None:
+    first = await child.start(RegistrySettings())
+    await child.close()
+    with socket.create_server(("127.0.0.1", int(first.url.rpartition(":")[2]))):
+        again = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
+        second = await again.start(RegistrySettings())
+        assert second.url != first.url
+        await again.close()
+
+
+def can_be_taken(port: int) -> bool:
+    try:
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            thief.bind(("127.0.0.1", port))
+            thief.listen()
+    except OSError:
+        return False
+    return True
+
+
+async def test_nobody_can_take_its_port_while_it_starts_again(
+    registry: Registry, settings: RegistrySettings, tmp_path: Path
+) -> None:
+    """Any account could listen there, and would be sent the password with the next request. That one waits instead."""
+    await put_image(registry, "w/i/model")
+    os.kill(int((tmp_path / "registry/pid").read_text()), signal.SIGKILL)
+    assert not can_be_taken(int(settings.url.rpartition(":")[2]))
+    for _ in range(20):  # until it is found dead, and while nobody is there
+        try:
+            assert await registry.tags("w/i/model") == ["v1"]
+        except Unavailable:  # a connection that was open already
+            await asyncio.sleep(0.1)
+    assert await registry.tags("w/i/model") == ["v1"]
+
+
+async def test_it_is_read_while_it_is_collected_and_takes_nothing(
+    child: EmbeddedRegistry, registry: Registry, settings: RegistrySettings, tmp_path: Path
+) -> None:
+    """A layer that were pushed then belongs to no image yet, and would be collected. Pushes wait at the gate."""
+    kept = await put_image(registry, "w/i/kept", layer=os.urandom(200_000))
+    for number in range(40):
+        gone = await put_image(registry, f"w/i/gone{number}", layer=os.urandom(20_000))
+        await registry.delete_manifest(f"w/i/gone{number}", gone)
+    collecting = asyncio.create_task(child.collect())
+    read, refused = 0, 0
+    while not collecting.done():
+        assert not can_be_taken(int(settings.url.rpartition(":")[2]))
+        with contextlib.suppress(Unavailable):  # cut off while it starts again
+            assert (await registry.manifest("w/i/kept", "v1")).digest == kept
+            read += 1
+        try:
+            async with registry.upload("w/i/late"):
+                pass
+        except BadInput:
+            refused += 1
+        except Unavailable:
+            pass
+    await collecting
+    assert read
+    assert refused
+    assert blobs(tmp_path) < 250_000
+    assert not child.has_garbage
+    await put_image(registry, "w/i/late")
+
+
+async def test_pushes_and_collections_keep_out_of_each_others_way(child: EmbeddedRegistry, registry: Registry) -> None:
+    said: list[str] = []
+
+    async def waits() -> None:
+        said.append("waits")
+
+    gone = await put_image(registry, "w/i/gone")
+    await registry.delete_manifest("w/i/gone", gone)
+    child.note_garbage()
+    async with child.gate.pushing(waits):
+        await child.collect()
+        assert child.has_garbage
+    collecting = asyncio.create_task(child.collect())
+    await asyncio.sleep(0)
+    async with child.gate.pushing(waits):
+        assert collecting.done()
+        await put_image(registry, "w/i/later")
+    assert said == ["waits"]
+    assert not child.has_garbage
+
+
+async def test_a_collector_that_a_crash_has_left_is_ended(child: EmbeddedRegistry, tmp_path: Path) -> None:
+    """It would go on to remove what the next gateway's people push."""
+    folder = tmp_path / "registry" / "collecting"
+    folder.mkdir(parents=True)
+    left = subprocess.Popen(["sh", "-c", "sleep 300; true", "garbage-collect"], cwd=folder, start_new_session=True)
+    (folder / "pid").write_text(str(left.pid))
+    while not Path(f"/proc/{left.pid}/cmdline").read_bytes():  # noqa: ASYNC110 - the kernel is about to fill it
+        await asyncio.sleep(0.01)
+    await child.start(RegistrySettings())
+    assert await asyncio.to_thread(left.wait, 20) == -signal.SIGKILL
+
+
+async def test_a_connection_that_says_nothing_keeps_nobody_out(registry: Registry, settings: RegistrySettings) -> None:
+    port = int(settings.url.rpartition(":")[2])
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    await registry.check()
+    for one in silent:
+        one.close()
 
 
 async def test_it_is_started_again_when_it_dies(registry: Registry, tmp_path: Path) -> None:
@@ -182,6 +295,23 @@ async def test_deleted_layers_give_their_space_back(
     assert not await registry.has_blob("w/i/model", digest_of(layer))
     assert await put_image(registry, "w/i/model", layer=layer) == digest
     assert blobs(tmp_path) > 1_000_000
+
+
+async def test_what_was_cut_off_gives_its_space_back(
+    registry: Registry, child: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    """The registry does not know how much it has then, refuses to give it up, and would keep it for a day."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield bytes(3 << 20)
+        raise BadInput("hung up")
+
+    with pytest.raises(Unavailable):
+        async with registry.upload("w/i/model") as upload:
+            await upload.send(broken())
+    assert blobs(tmp_path) == 3 << 20
+    await child.collect()
+    assert blobs(tmp_path) == 0
 
 
 async def test_without_the_program(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from pathlib import Path
 
+import pytest
+from sqlalchemy import select
+
+from backends.environments import Environments
 from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image
 from backends.images import ImageFacts, Images
+from backends.planning import Request
+from backends.reconcilers.environments import EnvironmentReconciler
 from backends.settings import DockerSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Caller, Visibility
 from storage.accounts import Accounts
@@ -14,8 +21,12 @@ from storage.changes import Changes
 from storage.clock import now
 from storage.database.engine import Database
 from storage.errors import AshoreError, BadInput, Conflict, InUse, NotAllowed, NotFound, Unavailable
-from storage.records import Environment, Image, ImageKind, ImageState
+from storage.records import AuditEvent, Environment, EnvironmentState, Image, ImageKind, ImageState
+from tests.backends.test_reconciler_environments import Guests, House
 from tests.conftest import person
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 DIGEST = "sha256:" + "1" * 64
 NEWER = "sha256:" + "2" * 64
@@ -286,6 +297,40 @@ async def test_one_that_is_used_stays(make: Maker, images: Images, alice: Caller
     assert await make.meant(alice, "model:v1") == ("model:v1", "")
     with pytest.raises(InUse, match="still being deleted"):
         await make.begin(alice)
+
+
+async def test_the_right_to_an_image_is_asked_again_at_each_start(
+    make: Maker, images: Images, audit: AuditTrail, changes: Changes, alice: Caller, bob: Caller, tmp_path: Path
+) -> None:
+    """An engine would fetch it again with the login of the house, which may read everything."""
+    await make.ready(alice, visibility=Visibility.WORKSPACE)
+    house = House(make.database, audit, changes, tmp_path)
+    environments = Environments(make.database, audit, changes, {"memory": house.compute}, house.settings, images=images)
+    loop = EnvironmentReconciler(
+        make.database, audit, changes, {"memory": house.compute}, Guests(), house.settings, images=images
+    )
+    task = asyncio.create_task(loop.run())
+    try:
+        made = await environments.create(bob, Request("b1", image="alice/model:v1"))
+        await house.until_state(made, EnvironmentState.RUNNING)
+        await images.set_visibility(alice, "model:v1", Visibility.PRIVATE)
+        with pytest.raises(InUse, match=r"used by b1\.bob"):
+            await images.delete(alice, "model:v1")
+        assert (await house.row(made) or made).state is EnvironmentState.RUNNING
+        await environments.stop(bob, "b1")
+        await house.until_state(made, EnvironmentState.STOPPED)
+        await environments.start(bob, "b1")
+        row = await house.until_state(made, EnvironmentState.FAILED)
+        assert row.reason.startswith("the image 'alice/model:v1' is not shared with 'bob' any more: ask its owner")
+        async with make.database.reading() as tx:
+            reasons = [one.detail.get("reason") for one in await tx.scalars(select(AuditEvent))]
+        assert row.reason in reasons
+        await images.delete(alice, "model:v1")
+        await environments.start(bob, "b1")
+        await house.until(made, lambda one: one.reason == "the image 'alice/model:v1' was deleted")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_one_is_held_as_it_was_planned(make: Maker, images: Images, alice: Caller) -> None:

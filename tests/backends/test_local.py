@@ -349,7 +349,7 @@ def test_an_ordinary_user_has_all_of_this(guest: Path, tmp_path_factory: pytest.
             "setpriv", "--reuid", "4242", "--regid", "4242", "--clear-groups", *command,
         ]  # fmt: skip
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, cwd="/")
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, cwd="/")
     assert answer.returncode == 0, answer.stderr
     facts = json.loads(answer.stdout)
     assert facts["uid"] == (4242 if os.geteuid() == 0 else os.getuid())

@@ -449,7 +449,7 @@ async def test_what_does_not_fit_is_not_begun(house: House, alice: Caller, admin
         for _ in range(2):
             await house.environments.delete(alice, "train")
             row = await house.until(alice, lambda row: row.wish is Wish.STOPPED)
-            assert "it was not deleted: the data sets and models of 'alice' may hold 8MiB, 0B are" in row.wish_reason
+            assert "it was not deleted: the data sets, models and images of 'alice' may hold 8MiB" in row.wish_reason
         assert sent == []
         assert await house.artifacts.list(alice) == []
         assert row.lifecycle_from is not None

@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -31,11 +32,11 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, AshoreError, Conflict, NotFound, Unavailable
 from storage.records import Environment
 from tests.backends.test_reconciler_environments import Guests
 from tests.conftest import person
+from tests.databases import KINDS, Databases
 
 GIB = 1024**3
 PEOPLE = ("alice", "bob")
@@ -162,10 +163,8 @@ class History:
             assert not self.engines[view.name].workloads
 
 
-async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    database = Database.in_directory(directory)
+async def _play(database: Database, directory: Path, groups: list[tuple[list[Step], Step | None, int]]) -> None:
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}
@@ -178,8 +177,11 @@ async def _play(directory: Path, groups: list[tuple[list[Step], Step | None, int
         await database.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_groups)
-def test_no_history_promises_too_much_or_leaks(groups: list[tuple[list[Step], Step | None, int]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(_play(Path(directory), groups))
+def test_no_history_promises_too_much_or_leaks(
+    databases: Databases, kind: str, groups: list[tuple[list[Step], Step | None, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
+        asyncio.run(_play(database, Path(directory), groups))

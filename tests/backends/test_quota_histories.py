@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -27,12 +28,12 @@ from storage.accounts import Accounts
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.database.migrate import migrate
 from storage.errors import AlreadyExists, Conflict, NotFound, OverQuota
 from storage.quota_limits import RUNNING, Resource, holds
 from storage.quotas import Quotas
 from storage.records import Environment, EnvironmentState, Holder, Wish
 from tests.conftest import person
+from tests.databases import KINDS, Databases
 
 GIB = 1024**3
 NAMES = ("a", "b")
@@ -175,10 +176,8 @@ class History:
             self.idle.add(row.id)
 
 
-async def _play(directory: Path, groups: list[list[Step]]) -> None:
-    database = Database.in_directory(directory)
+async def _play(database: Database, groups: list[list[Step]]) -> None:
     try:
-        await migrate(database)
         audit = AuditTrail(database)
         accounts = Accounts(database, audit, Changes())
         people = {name: await person(accounts, name) for name in PEOPLE}
@@ -189,8 +188,9 @@ async def _play(directory: Path, groups: list[list[Step]]) -> None:
         await database.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_groups)
-def test_no_history_exceeds_a_quota(groups: list[list[Step]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(_play(Path(directory), groups))
+def test_no_history_exceeds_a_quota(databases: Databases, kind: str, groups: list[list[Step]]) -> None:
+    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
+        asyncio.run(_play(database, groups))

@@ -20,6 +20,9 @@ from storage.errors import BadInput, OverQuota
 from storage.quota_limits import Resource
 from storage.quotas import Quotas
 from storage.records import AuditEvent, Environment, EnvironmentState, Holder, Wish
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 GIB = 1024**3
 SETTINGS = BackendSettings(

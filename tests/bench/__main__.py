@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench import bed, environments, forwards, images, logins, menus, relays, uploads
+from tests.bench import bed, builds, environments, forwards, images, logins, menus, relays, uploads
 from tests.bench.measure import Comparison, Figure, Result
 
 BENCHES: dict[str, Callable[[bed.Bed], Iterator[Result]]] = {
@@ -27,6 +27,7 @@ BENCHES: dict[str, Callable[[bed.Bed], Iterator[Result]]] = {
     "menus": menus.results,
     "environments": environments.results,
     "images": images.results,
+    "builds": builds.results,
 }
 
 
@@ -60,7 +61,8 @@ def table(results: Sequence[Result]) -> str:
     lines = [f"{'':42}{head}"]
     for result in results:
         if isinstance(result, Figure):
-            lines.append(f"{result.name:42}{result.value:9.1f}{'':9} {result.unit}")
+            wanted = "" if result.most is None else f"   ≤ {result.most:g} {_passed(result.value <= result.most)}"
+            lines.append(f"{result.name:42}{result.value:9.1f}{'':9} {result.unit}{wanted}")
             continue
         low, high = result.spread
         target = f"{'≥' if result.at_least else '≤'} {result.target:.1f}"
@@ -74,7 +76,11 @@ def table(results: Sequence[Result]) -> str:
 def _verdict(result: Comparison) -> str:
     """With a question mark where the single rounds do not agree on it."""
     agreed = len({ratio >= result.target for ratio in result.spread}) == 1
-    return ("pass" if result.passed else "MISS") + (" " if agreed else "?")
+    return _passed(result.passed) + (" " if agreed else "?")
+
+
+def _passed(passed: bool) -> str:
+    return "pass" if passed else "MISS"
 
 
 def write(results: Sequence[Result], broken: Sequence[str], load: Sequence[tuple[float, float, float]]) -> Path:

@@ -60,11 +60,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of this machine, without a target."""
+    """A number of this machine; most have no target."""
 
     name: str
     unit: str
     value: float
+    most: float | None = None
+    """What it should be at most."""
 
 
 Result = Comparison | Figure

@@ -4,9 +4,11 @@ socket that can be cut."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -41,11 +43,11 @@ class Sshd:
             self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=log)
         self._wait()
 
-    def host(self, **more: object) -> DockerHostSettings:
-        """The settings that lead through it."""
+    def host(self, path: str = "", **more: object) -> DockerHostSettings:
+        """The settings that lead through it, to the engine behind the socket `path`."""
         host_key = (self.directory / "host.pub").read_text().strip()
         values: dict[str, object] = {"host_key": host_key, "key_file": str(self.directory / "client")}
-        return DockerHostSettings(url=f"ssh://root@127.0.0.1:{self.port}", **(values | more))  # type: ignore[arg-type]
+        return DockerHostSettings(url=f"ssh://root@127.0.0.1:{self.port}{path}", **(values | more))  # type: ignore[arg-type]
 
     def stop(self) -> None:
         self.process.terminate()
@@ -58,6 +60,56 @@ class Sshd:
                 return
             time.sleep(0.05)
         raise AssertionError((self.directory / "log").read_text())
+
+
+class SecondEngine:
+    """A Docker engine of its own beside this machine's, which knows `debian:bookworm` and no other image.
+
+    What runs in it reaches nothing outside. `stop` leaves nothing of it.
+    """
+
+    def __init__(self) -> None:
+        # Not pytest's: the socket's name may have 107 letters.
+        self._folder = Path(tempfile.mkdtemp(prefix="engine-"))
+        self.socket = self._folder / "docker.sock"
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    # Networks of its own: beside another engine it would make, and remove, the very same bridge.
+                    "unshare", "--net", "dockerd", "--data-root", f"{self._folder}/data",
+                    "--exec-root", f"{self._folder}/run", "--host", f"unix://{self.socket}",
+                    "--pidfile", f"{self._folder}/pid",
+                ],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while subprocess.run([*self._client, "info"], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+            time.sleep(0.2)
+        archive = self._folder / "image.tar"
+        subprocess.run(["docker", "save", "-o", str(archive), "debian:bookworm"], check=True, timeout=120)
+        self.run("load", "-q", "-i", str(archive))
+        archive.unlink()
+
+    def run(self, *words: str) -> str:
+        """The answer of Docker's own client."""
+        done = subprocess.run([*self._client, *words], check=True, capture_output=True, text=True, timeout=120)
+        return done.stdout
+
+    @property
+    def _client(self) -> list[str]:
+        return ["docker", "--host", f"unix://{self.socket}"]
+
+    def stop(self) -> None:
+        if containers := self.run("ps", "-aq").split():
+            self.run("rm", "-f", *containers)
+        self.run("network", "prune", "-f")
+        self._process.terminate()
+        self._process.wait(timeout=60)
+        for mount in reversed(Path("/proc/mounts").read_text().splitlines()):
+            if (place := mount.split(" ")[1]).startswith(f"{self._folder}/"):
+                subprocess.run(["umount", "-l", place], check=True, timeout=30)
+        shutil.rmtree(self._folder)
 
 
 def _knows_penalties() -> bool:

@@ -23,6 +23,7 @@ from backends.builders.docker import DockerBuilder
 from backends.builders.memory import MemoryBuilder, MemoryEngine
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.recipes import recipe
+from backends.registry_login import auth_file
 from backends.settings import BuildSettings, DockerHostSettings, RegistrySettings
 from storage.errors import AshoreError, Unavailable
 from tests.conformance import registries
@@ -242,6 +243,38 @@ async def test_a_base_that_says_onbuild_is_refused(bench: Workbench, triggering_
     assert not bench.leftovers()
 
 
+async def test_the_pull_of_a_base_is_told_in_a_few_lines(
+    bench: Workbench, registry: RegistrySettings, tmp_path: Path
+) -> None:
+    """Docker tells of each layer some times a second; the log of a build has a line for each tenth of the whole."""
+    if bench.name != "docker":
+        return  # buildah has its own words, and memory no bases
+    (tmp_path / "Dockerfile").write_text(f"FROM {IMAGE}\nCOPY one /\nCOPY two /\n")
+    for name in ("one", "two"):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(24):
+                file.write(secrets.token_bytes(1 << 20))
+    (tmp_path / "push").mkdir()
+    subprocess.run(["docker", "build", "-t", "heavy:v1", tmp_path], check=True, capture_output=True)
+    try:
+        heavy = registries.push_base(registry, tmp_path / "push", "heavy:v1")
+    finally:
+        docker("rmi", "heavy:v1")
+    log = Log()
+    made = recipe(parse("RUN echo built"), heavy, {LABEL: "1"})
+    try:
+        await bench.builder.build(Order("0" * 16, made, f"{bench.registry.prefix}tests/heavy:v1"), log)
+    finally:
+        for image in (f"{bench.registry.prefix}tests/heavy:v1", heavy):
+            subprocess.run(["docker", "rmi", image], check=False, capture_output=True)
+    lines = [line for line in log.text.splitlines() if line.startswith(f"pulling {heavy}")]
+    told = [int(found[1]) for line in lines if (found := re.search(r" (\d+) %$", line))]
+    assert lines[0] == f"pulling {heavy}"
+    assert told
+    assert len(lines) < 30, lines
+    assert "built" in log.text
+
+
 async def test_our_login_does_not_go_with_a_base_that_is_not_ours(bench: Workbench, base: str) -> None:
     """It stands in another project of the same registry, which nobody may read but us."""
     if not bench.runs:
@@ -315,6 +348,26 @@ async def test_old_layers_are_pruned_by_their_label(bench: Workbench) -> None:
     fresh = Log()
     await bench.builder.build(order, fresh)
     assert "using cache" not in fresh.text.lower()
+
+
+async def test_an_image_that_was_brought_beforehand_is_not_pruned(registry: RegistrySettings, tmp_path: Path) -> None:
+    """Pulled by its digest it has no tag, but the label of whoever built it, and would be old on the day it comes."""
+    builder = DockerBuilder(DockerHostSettings(url="unix:///var/run/docker.sock"), registry, BuildSettings())
+    made = recipe(parse(f"RUN echo {secrets.token_hex(8)}"), IMAGE, {LABEL: "1"})
+    order = Order(secrets.token_hex(8), made, f"{registry.prefix}tests/{secrets.token_hex(8)}:v1")
+    repository = order.target.rpartition(":")[0]
+    try:
+        digest = await builder.push(order, await builder.build(order, Log()), Log())
+        docker("rmi", order.target)
+        (tmp_path / "config.json").write_text(auth_file(registry))
+        docker("--config", str(tmp_path), "pull", f"{repository}@{digest}")
+        await asyncio.sleep(1.1)  # engines count whole seconds
+        await builder.prune(days=0, keep={digest})
+        assert docker("image", "ls", "-q", "--digests", repository)
+        assert await builder.prune(days=0) >= 1
+        assert not docker("image", "ls", "-q", "--digests", repository)
+    finally:
+        await builder.close()
 
 
 async def test_steps_of_buildah_cannot_leave_their_chroot(

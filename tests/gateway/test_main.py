@@ -140,6 +140,14 @@ async def test_hosts_beside_the_gateway(data_dir: Path, database: Database) -> N
     assert ashore("host", "resume", "gpu1", "--data", data_dir).stdout.splitlines()[1].split()[:2] == ["gpu1", "online"]
     missing = ashore("host", "drain", "moon", "--data", data_dir)
     assert (missing.returncode, missing.stdout, missing.stderr) == (1, "", "ashore: there is no host 'moon'\n")
+    gone = ashore("host", "forget", "gpu1", "--data", data_dir)
+    assert (gone.returncode, gone.stdout, gone.stderr) == (0, "the host gpu1 is forgotten\n", "")
+    assert ashore("host", "list", "--data", data_dir).stdout == ""
+
+
+async def test_a_host_is_given_up_beside_the_gateway(data_dir: Path, database: Database) -> None:
+    async with database.writing() as tx:
+        tx.add(Host(name="gpu1", compute="docker", is_up=True))
     up = ashore("host", "forget", "gpu1", "--with-environments", "--data", data_dir)
     assert (up.returncode, up.stdout) == (1, "")
     async with database.writing() as tx:
@@ -157,9 +165,6 @@ async def test_hosts_beside_the_gateway(data_dir: Path, database: Database) -> N
         assert lost.returncode == 0, lost.stderr
         assert lost.stdout.splitlines()[1].split()[:2] == ["train", "alice"]
         assert "lost: their homes" in lost.stderr
-    gone = ashore("host", "forget", "gpu1", "--data", data_dir)
-    assert (gone.returncode, gone.stdout, gone.stderr) == (0, "the host gpu1 is forgotten\n", "")
-    assert ashore("host", "list", "--data", data_dir).stdout == ""
 
 
 def test_init_writes_settings_that_are_read(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from storage.audit import AuditTrail, Event
 from storage.database.engine import Database
 from storage.errors import NotAllowed, Unavailable
 from storage.records import AuditEvent
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 
 async def test_what_comes_after_the_end_is_refused(database: Database) -> None:

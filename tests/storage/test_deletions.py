@@ -21,6 +21,9 @@ from storage.errors import Conflict, InUse, NotAllowed, NotFound, Unavailable
 from storage.objects.contract import ObjectFacts, Usage
 from storage.records import AssetKind, Deletion, FileFact, Upload, UploadState
 from storage.uses import Mount, Uses
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 
 class Shelf:

@@ -24,8 +24,11 @@ from storage.records import AssetKind, Deletion, FileFact, Move
 from storage.settings import ObjectSettings
 from storage.upload_target import always
 from storage.uploads import Uploads
+from tests.databases import KINDS
 from tests.storage.conftest import Desk
 from tests.storage.memory_store import MemoryStore
+
+DATABASES = KINDS
 
 FILES = 30
 

@@ -25,6 +25,9 @@ from storage.records import (
     EnvironmentState,
     FileFact,
     Holder,
+    Image,
+    ImageKind,
+    ImageState,
     Upload,
     UploadState,
     User,
@@ -32,6 +35,9 @@ from storage.records import (
     Workspace,
 )
 from storage.settings import ObjectSettings, QuotaSettings
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 GIB = 1024**3
 
@@ -101,6 +107,23 @@ async def test_what_is_used(quotas: Quotas, database: Database, alice: Caller, b
         Resource.ENVIRONMENTS: 2, Resource.CPUS: 2, Resource.MEMORY: GIB, Resource.GPUS: 1,
         Resource.STORAGE: 30, Resource.BUILDS: 3,
     }  # fmt: skip
+
+
+async def test_images_count_with_the_size_that_the_registry_tells(
+    quotas: Quotas, database: Database, alice: Caller, bob: Caller
+) -> None:
+    def image(owner: Caller, name: str, state: ImageState) -> Image:
+        return Image(
+            workspace_id=owner.workspace_id, owner_id=owner.user_id, owner_name=owner.name, name=name, tag="v1",
+            kind=ImageKind.CUSTOM, state=state, size=100, former=[], created=now(), touched=now(),
+        )  # fmt: skip
+
+    async with database.writing() as tx:
+        tx.add_all([image(alice, "a", ImageState.READY), image(alice, "b", ImageState.BUILDING)])
+        tx.add_all([image(alice, "c", ImageState.DELETING), image(bob, "a", ImageState.READY)])
+    lines = list(await quotas.show(alice))
+    assert by_resource(lines, Holder.USER)[Resource.STORAGE].used == 200
+    assert by_resource(lines, Holder.WORKSPACE)[Resource.STORAGE].used == 300
 
 
 async def test_the_rule_in_sql_is_the_rule(database: Database, alice: Caller) -> None:

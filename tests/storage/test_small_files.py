@@ -21,7 +21,10 @@ from storage.hot_queries import found_around, is_known, is_open
 from storage.namespace import DataTree
 from storage.objects.s3 import S3Store
 from storage.records import AssetKind, AssetVersion, FileFact, Move
+from tests.databases import KINDS
 from tests.storage.conftest import Desk
+
+DATABASES = KINDS
 
 
 def fact(key: str, size: int = 1) -> FileFact:

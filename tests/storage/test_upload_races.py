@@ -29,8 +29,11 @@ from storage.transfers import Transfers
 from storage.tree import Writer
 from storage.upload_target import Target, always
 from storage.uploads import Uploads
+from tests.databases import KINDS
 from tests.storage.conftest import Desk
 from tests.storage.memory_store import MemoryStore
+
+DATABASES = KINDS
 
 PART = 64 * 1024
 KEY = "datasets/team/d/v1/f"

@@ -8,7 +8,6 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,9 @@ from storage.records import FileFact, Upload, UploadState
 from storage.settings import ObjectSettings
 from storage.upload_writer import Target, UploadWriter, etag_of
 from storage.uploads import Uploads
+from tests.databases import KINDS
+
+DATABASES = KINDS
 
 MIB = 1024 * 1024
 KEY = "datasets/team/d/v1/f"
@@ -398,7 +400,6 @@ async def test_one_who_gives_up_waiting_takes_nothing() -> None:
 
 _DOOMED = """
 import asyncio, sys
-from pathlib import Path
 from storage.access import Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
@@ -409,9 +410,9 @@ from storage.upload_writer import Target
 from storage.uploads import Uploads
 
 async def main():
-    data, endpoint, access, secret, bucket, user, path, key = sys.argv[1:]
+    url, endpoint, access, secret, bucket, user, path, key = sys.argv[1:]
     settings = ObjectSettings(endpoint=endpoint, access_key=access, secret_key=secret, bucket=bucket, part_mib=5)
-    database = Database.in_directory(Path(data))
+    database = Database(url)
     uploads = Uploads(database, S3Store(settings), AuditTrail(database), Changes(), settings)
     writer = await uploads.open(Caller(user, "alice", False, "w", "team"), Target(path, key))
     await writer.write(0, b"a" * (12 * 1024 * 1024))
@@ -424,11 +425,10 @@ asyncio.run(main())
 
 
 async def test_a_process_that_is_killed_in_the_middle(
-    uploads: Uploads, store: S3Store, database: Database, data_dir: Path, alice: Caller,
-    object_settings: ObjectSettings,
-) -> None:  # fmt: skip
+    uploads: Uploads, store: S3Store, database: Database, alice: Caller, object_settings: ObjectSettings
+) -> None:
     arguments = [
-        str(data_dir), object_settings.endpoint, object_settings.access_key,
+        database.url, object_settings.endpoint, object_settings.access_key,
         object_settings.secret_key.get_secret_value(), object_settings.bucket, alice.user_id, TARGET.path, KEY,
     ]  # fmt: skip
     doomed = await asyncio.create_subprocess_exec(

@@ -29,12 +29,15 @@ class Authority:
     key: Path
 
     @classmethod
-    def made_in(cls, directory: Path, *, name: str = "127.0.0.1") -> Self:
+    def made_in(cls, directory: Path, *, name: str = "127.0.0.1", hours: float = 1.0) -> Self:
+        """Its certificate ends in so many hours; with less than nothing it has ended."""
         ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Ashore's test authority")])
         ca = _certificate(ca_name, ca_name, ca_key.public_key(), ca_key, [], is_authority=True)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        leaf = _certificate(subject, ca_name, key.public_key(), ca_key, [_alternative(name)], is_authority=False)
+        leaf = _certificate(
+            subject, ca_name, key.public_key(), ca_key, [_alternative(name)], is_authority=False, hours=hours
+        )
         made = cls(directory / "ca.pem", directory / "server.pem", directory / "server.key")
         made.ca_file.write_bytes(ca.public_bytes(Encoding.PEM))
         made.chain.write_bytes(leaf.public_bytes(Encoding.PEM))
@@ -63,6 +66,7 @@ def _certificate(
     names: list[x509.GeneralName],
     *,
     is_authority: bool,
+    hours: float = 1.0,
 ) -> x509.Certificate:
     moment = datetime.now(UTC)
     builder = (
@@ -71,8 +75,8 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(moment - timedelta(hours=1))
-        .not_valid_after(moment + timedelta(hours=1))
+        .not_valid_before(moment - timedelta(hours=2))
+        .not_valid_after(moment + timedelta(hours=hours))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
     )
     if names:

@@ -24,7 +24,7 @@ from typing import Any
 
 Arguments = Sequence[str | Path]
 BIN = Path(sys.executable).parent
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 def run(

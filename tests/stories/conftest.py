@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,11 @@ def served(directory: Path, *, settings: str = "") -> Iterator[Gateway]:
     gateway = Gateway(directory / "data", directory / "home", settings=settings)
     try:
         gateway.start()
-        gateway.add_user("alice")
-        gateway.add_user("bob")
         gateway.add_user("carol", admin=True)
+        for name in ("alice", "bob"):
+            # Not by the operator's command line: each start of it takes seconds, and every story begins here.
+            key = gateway.make_key(name).with_suffix(".pub").read_bytes()
+            gateway.ssh("carol", "user", "add", name, input=key)
         yield gateway
     finally:
         clear(gateway)
@@ -74,16 +77,32 @@ def end_leftovers(gateway: Gateway) -> None:
             run(["docker", "rm", "-f", container], check=False)
 
 
+def remove_guest_volumes(data: Path) -> None:
+    """What a gateway brought to engines that are reached over the network; other guests' volumes stay."""
+    for tree in (data / "guest").iterdir():
+        run(["docker", "volume", "rm", f"ashore-guest-{tree.name}"], check=False)
+
+
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with served(tmp_path_factory.mktemp("gateway")) as gateway:
         yield gateway
 
 
+@pytest.fixture(scope="session")
+def boxes(gateway: Gateway) -> Callable[[str], Environment]:
+    """Alice's environment `box-local` or `box-docker`, running; made when it is first asked for."""
+
+    @cache
+    def box(compute: str) -> Environment:
+        name = f"box-{compute}"
+        gateway.ssh("alice", "env", "create", name, "--compute", compute, "--wait", timeout=120)
+        return Environment(gateway, name, compute)
+
+    return box
+
+
 @pytest.fixture(scope="session", params=["local", "docker"])
-def environment(request: pytest.FixtureRequest, gateway: Gateway) -> Environment:
-    """Alice's environment `box-local` or `box-docker`, running."""
-    compute: str = request.param
-    name = f"box-{compute}"
-    gateway.ssh("alice", "env", "create", name, "--compute", compute, "--wait", timeout=120)
-    return Environment(gateway, name, compute)
+def environment(request: pytest.FixtureRequest, boxes: Callable[[str], Environment]) -> Environment:
+    """Both, one after the other; with several processes again in each file."""
+    return boxes(request.param)

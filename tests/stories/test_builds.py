@@ -31,7 +31,7 @@ def test_a_build_is_watched_while_it_runs_and_an_environment_made_of_it(gateway:
         assert following.stdout is not None
         while not (line := following.stdout.readline().decode()).startswith("first="):
             assert line, gateway.log_tail()
-        assert time.time() - float(line.partition("=")[2]) < 2
+        assert time.time() - float(line.partition("=")[2]) < 4.5  # the build sleeps for five
         rest = following.stdout.read().decode()
         assert rest.startswith("second\n")
         assert re.search(r"pushed as sha256:[0-9a-f]{64}", rest)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.docker_hosts import ENGINE, Sshd
 from tests.stories.clients import Environment, Gateway, eventually, run
-from tests.stories.conftest import served
+from tests.stories.conftest import remove_guest_volumes, served
 from tests.stories.test_mounts import FILES, MIB, put, sftp, sums
 
 _SETTINGS = """
@@ -26,10 +26,6 @@ url = "ssh://root@127.0.0.1:{port}"
 host_key = "{host_key}"
 key_file = "{key_file}"
 """
-
-
-def volumes(label: str) -> list[str]:
-    return run(["docker", "volume", "ls", "-q", "--filter", f"label={label}"]).stdout.decode().split()
 
 
 @pytest.fixture
@@ -48,9 +44,9 @@ def settings_of(far: Sshd, more: str = "") -> str:
 def gateway(tmp_path: Path, far: Sshd) -> Iterator[Gateway]:
     with served(tmp_path, settings=settings_of(far)) as gateway:
         yield gateway
-    left = [note.read_text().strip() for note in (tmp_path / "data" / "cache-hosts").glob("*/*/volume")]
-    for volume in (*volumes("ashore.guest"), *left):
-        run(["docker", "volume", "rm", volume], check=False)
+    remove_guest_volumes(gateway.data)
+    for note in (gateway.data / "cache-hosts").glob("*/*/volume"):
+        run(["docker", "volume", "rm", note.read_text().strip()], check=False)
 
 
 def test_from_upload_to_another_machine(gateway: Gateway, tmp_path: Path) -> None:
@@ -110,8 +106,7 @@ def shared(tmp_path: Path, far: Sshd, bucket: Path) -> Iterator[Gateway]:
     more = f'shared_root = "{bucket}"\n\n[backends.cache]\nshared_root = "{bucket}"\n'
     with served(tmp_path, settings=settings_of(far, more)) as gateway:
         yield gateway
-    for volume in volumes("ashore.guest"):
-        run(["docker", "volume", "rm", volume], check=False)
+    remove_guest_volumes(gateway.data)
 
 
 def mount(gateway: Gateway, at: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.docker_hosts import ENGINE, Sshd
-from tests.stories.clients import Gateway, run
-from tests.stories.conftest import served
+from tests.stories.clients import Gateway
+from tests.stories.conftest import remove_guest_volumes, served
 
 _SETTINGS = """
 [backends.placement]
@@ -39,8 +39,7 @@ def gateway(tmp_path: Path, far: Sshd) -> Iterator[Gateway]:
     settings = _SETTINGS.format(engine=ENGINE, port=far.port, host_key=host_key, key_file=far.directory / "client")
     with served(tmp_path, settings=settings) as gateway:
         yield gateway
-    for volume in run(["docker", "volume", "ls", "-q", "--filter", "label=ashore.guest"]).stdout.decode().split():
-        run(["docker", "volume", "rm", volume], check=False)
+    remove_guest_volumes(gateway.data)
 
 
 def test_work_on_another_machine(gateway: Gateway) -> None:

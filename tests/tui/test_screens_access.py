@@ -38,6 +38,16 @@ async def test_the_card_has_the_line_the_address_and_the_secret(menu: Menu, hous
         assert renewed.secret != jupyter.secret
 
 
+async def test_the_card_of_a_desktop_by_rdp_has_the_user(menu: Menu, house: House, alice: Caller) -> None:
+    await house.environments.create(alice, Request("desk", "docker", applications=("rdp",)))
+    _, (rdp,) = await house.applications.access(alice, "desk")
+    app = menu()
+    async with app.run_test(size=(120, 30)) as pilot:
+        await shows(pilot, "desk")
+        await pilot.press("a")
+        await shows(pilot, "Desktop (RDP): waiting", "User:  developer", f"Password:  {rdp.secret}")
+
+
 async def test_without_applications_it_says_so(menu: Menu, house: House, alice: Caller) -> None:
     await house.environments.create(alice, Request("plain", "docker"))
     app = menu()
@@ -52,9 +62,9 @@ async def test_the_form_asks_for_applications_and_ports(menu: Menu, house: House
     async with app.run_test(size=(120, 50)) as pilot:
         await shows(pilot, "Welcome")
         await pilot.press("n")
-        await shows(pilot, "Programs", "none, or jupyter, vnc", "Ports")
+        await shows(pilot, "Programs", "none, or jupyter, rdp, vnc", "Ports")
         app.screen.query_one("#apps", Input).value = "jupyter, moon"
-        await shows(pilot, "there is no application 'moon' (offered: jupyter, vnc)")
+        await shows(pilot, "there is no application 'moon' (offered: jupyter, rdp, vnc)")
         app.screen.query_one("#apps", Input).value = "jupyter"
         app.screen.query_one("#ports", Input).value = "8000"
         await pilot.press("f2")

@@ -87,6 +87,8 @@ class AccessScreen(Page):
         words = [f"{one.condition.title}: {t(_STATES[one.condition.state])}", in_language(t, one.condition.reason)]
         if one.condition.port:
             words += [t("On your machine:  {line}", line=self._line(one)), t("Then open:  {line}", line=one.address)]
+        if one.user:
+            words.append(t("User:  {name}", name=one.user))
         if one.kind == "password":
             words.append(t("Password:  {secret}", secret=one.secret))
         elif one.kind == "token":

@@ -14,10 +14,12 @@ from backends.archives.views import ArchiveView
 from backends.images import ImageView
 from storage.access import Visibility
 from storage.names import printable
-from storage.records import ArchiveState, ImageKind, ImageState
+from storage.records import ImageKind, ImageState
 from tui.desk import Desk
 from tui.texts import Texts, mark
+from tui.texts.archives import STEPS
 from tui.texts.formats import size_words
+from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
@@ -28,14 +30,6 @@ _STATES = {
     ImageState.READY: (mark("ready"), "good"),
     ImageState.FAILED: (mark("failed"), "bad"),
     ImageState.DELETING: (mark("deleting"), "dim"),
-}
-_STEPS = {
-    ArchiveState.RECEIVED: (mark("received"), "busy"),
-    ArchiveState.VERIFYING: (mark("verifying"), "busy"),
-    ArchiveState.LOADING: (mark("loading"), "busy"),
-    ArchiveState.PUSHING: (mark("pushing"), "busy"),
-    ArchiveState.READY: (mark("ready"), "good"),
-    ArchiveState.FAILED: (mark("failed"), "bad"),
 }
 _KINDS = {
     ImageKind.OFFICIAL: mark("official"),
@@ -78,8 +72,10 @@ class ImagesScreen(Page):
             self.images = images
             self.archives = archives
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, chosen: str = "") -> None:
+        """`chosen`: the title of the image that is selected at first."""
         super().__init__(desk)
+        self._chosen = chosen
         self._images: Mapping[str, ImageView] = {}
         self._archives: Mapping[str, ArchiveView] = {}
 
@@ -111,6 +107,8 @@ class ImagesScreen(Page):
         rows = [_archive_row(self.texts, view) for view in event.archives]
         rows += [_row(self.texts, view) for view in event.images]
         self.query_one(Table).show_rows(rows)
+        if self._chosen and self.query_one(Table).go_to(self._chosen):
+            self._chosen = ""
         words = self.texts.plural("{n} image", "{n} images", len(event.images))
         if not rows:
             words = self.texts("No images yet. Send an archive: sftp> put model.tar /images/model_v1.tar")
@@ -128,7 +126,7 @@ class ImagesScreen(Page):
         if view := self._images.get(key):
             lines = self._details(view)
         elif archive := self._archives.get(key):
-            lines = [archive.path, archive.reason]
+            lines = [archive.path, in_language(self.texts, archive.reason)]
         self.query_one("#commands", Plain).show("\n".join(filter(None, lines)))
 
     def _details(self, view: ImageView) -> list[str]:
@@ -205,7 +203,7 @@ def _row(texts: Texts, view: ImageView) -> Row:
 
 
 def _archive_row(texts: Texts, view: ArchiveView) -> Row:
-    word, tone = _STEPS[view.state]
+    word, tone = STEPS[view.state]
     percent = "" if view.state.is_over else f" {view.percent}%"
     return Row(
         _ARCHIVE + view.id,

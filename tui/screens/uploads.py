@@ -1,4 +1,6 @@
-"""Files on their way into the store: how far, how fast, what broke off and can be gone on with."""
+"""Files on their way into the store: how far, how fast, what broke off and can be gone on with; and what becomes of
+archives of images behind that.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,15 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from backends.archives.views import ArchiveView
 from storage.names import printable
+from storage.records import ArchiveState
 from storage.transfers import Progress, Rates, TransferView
 from tui.desk import Desk
 from tui.texts import Texts, mark
+from tui.texts.archives import STEPS
 from tui.texts.formats import size_words
+from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
@@ -38,6 +44,15 @@ _ADVICE = {
     Progress.SUSPECT: mark("It ended as an interrupted upload does. If you stopped it, go on with reput:"),
     Progress.LOST: mark("The object store has thrown its parts away; send the file again."),
 }
+_ARCHIVE_ADVICE = {
+    ArchiveState.RECEIVED: mark("All of it is stored; it waits for its turn to become an image."),
+    ArchiveState.VERIFYING: mark("It is looked at: what is in it, and whether that can be an image."),
+    ArchiveState.LOADING: mark("Its layers are checked and go to the image registry."),
+    ArchiveState.PUSHING: mark("The image is entered in the registry."),
+    ArchiveState.READY: mark("It is an image now: i shows it."),
+    ArchiveState.FAILED: mark("It became no image. Send it again, or with reput if only its end is missing:"),
+}
+_ARCHIVE = "archive:"
 _RESUMABLE = (Progress.PARKED, Progress.SUSPECT)
 _BAR = 12
 
@@ -53,6 +68,7 @@ class UploadsScreen(Page):
         Binding("d", "abort", mark("End it")),
         Binding("a", "everybody", mark("Everybody's")),
         Binding("y", "copy", mark("Copy the line")),
+        Binding("i", "images", mark("Its image")),
         Binding("j", "move(1)", mark("Down"), show=False),
         Binding("k", "move(-1)", mark("Up"), show=False),
     ]
@@ -60,14 +76,23 @@ class UploadsScreen(Page):
     class Loaded(Message):
         """What `load` found."""
 
-        def __init__(self, views: Sequence[TransferView]) -> None:
+        def __init__(self, views: Sequence[TransferView], archives: Sequence[ArchiveView]) -> None:
             super().__init__()
             self.views = views
+            self.archives = archives
+
+    class ImageWanted(Message):
+        """The image that an archive becomes, or all of them."""
+
+        def __init__(self, title: str) -> None:
+            super().__init__()
+            self.title = title
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
         self._everybody = False
         self._views: Mapping[str, TransferView] = {}
+        self._archives: Mapping[str, ArchiveView] = {}
         self._rates = Rates()
 
     def compose_body(self) -> ComposeResult:
@@ -88,8 +113,9 @@ class UploadsScreen(Page):
         yield Line(id="status")
 
     async def load(self) -> Message:
-        transfers, caller = self.desk.services.transfers, self.desk.caller
-        return self.Loaded(await transfers.list(caller, everybody=self._everybody))
+        services, caller = self.desk.services, self.desk.caller
+        views = await services.transfers.list(caller, everybody=self._everybody)
+        return self.Loaded(views, await services.archives.list(caller, everybody=self._everybody, ready=True))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.desk.caller.is_admin if action == "everybody" else True
@@ -100,13 +126,18 @@ class UploadsScreen(Page):
         rates = self._rates.of(event.views)
         self._views = {view.id: view for view in event.views}
         ordered = sorted(event.views, key=lambda view: not view.is_live)
-        self.query_one(Table).show_rows([_row(self.texts, view, rates.get(view.id)) for view in ordered])
-        live = sum(view.is_live for view in event.views)
+        self._archives = {_ARCHIVE + view.id: view for view in event.archives}
+        rows = [_row(self.texts, view, rates.get(view.id)) for view in ordered]
+        waiting = [view for view in event.archives if not view.state.is_over]
+        over = [view for view in reversed(event.archives) if view.state.is_over]
+        archives = [_archive_row(self.texts, view) for view in [*waiting, *over]]
+        self.query_one(Table).show_rows(rows + archives)
+        live = sum(view.is_live for view in event.views) + len(waiting)
         words = self.texts.plural("{n} on its way", "{n} on their way", live)
         total = sum(rates.values())
         if total:
             words += "   " + self.texts("{size}/s together", size=size_words(round(total)))
-        if not event.views:
+        if not event.views and not event.archives:
             words = self.texts("Nothing is being sent, and nothing is left unfinished.")
         self.query_one("#status", Line).show(words)
         self._show_selected()
@@ -117,6 +148,9 @@ class UploadsScreen(Page):
         self._show_selected()
 
     def _show_selected(self) -> None:
+        if (archive := self._archive) is not None:
+            self.query_one("#commands", Plain).show("\n".join(self._about(archive)))
+            return
         view = self._selected()
         lines = [view.path] if view else []
         if view and (advice := _ADVICE.get(view.progress)):
@@ -125,10 +159,21 @@ class UploadsScreen(Page):
             lines.append(self._line(view))
         self.query_one("#commands", Plain).show("\n".join(lines))
 
+    def _about(self, view: ArchiveView) -> list[str]:
+        lines = [view.path, in_language(self.texts, view.reason), self.texts(_ARCHIVE_ADVICE[view.state])]
+        if view.state is ArchiveState.FAILED:
+            lines.append(self.desk.sftp_command("/images"))
+        return list(filter(None, lines))
+
+    @property
+    def _archive(self) -> ArchiveView | None:
+        """The selected one, if it is an archive that has arrived."""
+        return self._archives.get(self.query_one(Table).key or "")
+
     def _selected(self) -> TransferView | None:
         return self._views.get(self.query_one(Table).key or "")
 
-    def _line(self, view: TransferView) -> str:
+    def _line(self, view: TransferView | ArchiveView) -> str:
         """The line that opens the directory of the file, where `reput` goes on."""
         return self.desk.sftp_command(view.path.rpartition("/")[0] or "/")
 
@@ -143,13 +188,19 @@ class UploadsScreen(Page):
         self._everybody = not self._everybody
         self.wake()
 
+    def action_images(self) -> None:
+        self.post_message(self.ImageWanted(self._archive.image if self._archive else ""))
+
     def action_copy(self) -> None:
-        if view := self._selected():
+        view = self._archive or self._selected()
+        if view is not None:
             line = self._line(view)
             self.app.copy_to_clipboard(line)
             self.post_message(self.Done(self.texts("Copied: {text}", text=line)))
 
     def action_abort(self) -> None:
+        if self._archive is not None:
+            self.post_message(self.Trouble(self.texts("It has arrived, and becomes an image: delete that.")))
         view = self._selected()
         if view is None:
             return
@@ -178,6 +229,23 @@ def _row(texts: Texts, view: TransferView, rate: float | None) -> Row:
             Cell(size_words(view.size)),
             Cell(f"{size_words(round(rate))}/s" if rate is not None else ""),
             Cell(_left_words(texts, left) if left is not None else "", "dim"),
+        ),
+    )
+
+
+def _archive_row(texts: Texts, view: ArchiveView) -> Row:
+    word, tone = STEPS[view.state]
+    is_under_way = not view.state.is_over and view.state is not ArchiveState.RECEIVED
+    return Row(
+        _ARCHIVE + view.id,
+        (
+            Cell(view.path.rpartition("/")[2], "strong"),
+            Cell(view.owner, "dim"),
+            Cell(texts("image: {state}", state=texts(word)), tone),
+            Cell(_bar(view.percent) if is_under_way else ""),
+            Cell(size_words(view.size)),
+            Cell(""),
+            Cell(""),
         ),
     )
 

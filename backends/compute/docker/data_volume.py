@@ -16,10 +16,9 @@ from pathlib import Path
 from backends.compute.contract import Progress
 from backends.compute.docker import config
 from backends.compute.docker.engine import Engine
-from storage.errors import BadInput, Unavailable
+from backends.compute.docker.sending import send
+from storage.errors import BadInput
 
-_STALL_SECONDS = 300
-"""An engine that takes no byte for so long is given up; the store's own patience is shorter."""
 _SETTLE_SECONDS = 1800
 """A slow disk may have gigabytes to write."""
 
@@ -81,44 +80,12 @@ class Writer:
         self._image = image
 
     async def put(self, tar: AsyncGenerator[bytes]) -> None:
-        body = _Body(tar)
-        sending = asyncio.create_task(
-            self._engine.put_stream(self._helper, config.COPY, body.pieces()), name=f"filling {self._volume}"
-        )
-        try:
-            seen = -1
-            while not (await asyncio.wait([sending], timeout=_STALL_SECONDS))[0]:
-                if body.sent == seen:
-                    raise Unavailable("the Docker engine takes no more data")
-                seen = body.sent
-            if body.error is not None:  # the request's own error only tells that it was cut off
-                raise body.error
-            await sending
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            await tar.aclose()
+        await send(
+            tar, lambda pieces: self._engine.put_stream(self._helper, config.COPY, pieces), title=self._volume
+        )  # fmt: skip
 
     async def remove(self, paths: Sequence[str]) -> None:
         await self._engine.run_once(config.filler(self._image, self._volume, config.REMOVE, paths))
 
     async def settle(self) -> None:
         await self._engine.run_once(config.filler(self._image, self._volume, config.SETTLE), seconds=_SETTLE_SECONDS)
-
-
-class _Body:
-    """An archive on its way, with what went wrong while it was made."""
-
-    def __init__(self, tar: AsyncGenerator[bytes]) -> None:
-        self._tar = tar
-        self.sent = 0
-        self.error: Exception | None = None
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._tar:
-                yield piece
-                self.sent += len(piece)
-        except Exception as error:  # raised again by `put`
-            self.error = error
-            raise

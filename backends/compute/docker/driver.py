@@ -29,6 +29,7 @@ from backends.compute.docker.engine import AWAY, GONE, Engine, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
+from backends.compute.docker.sending import send
 from backends.compute.docker.stream import ExecStream, open_stream
 from backends.compute.places import Capacity, GpuDriver, GpuFact, GpuLoad
 from backends.compute.volumes import VolumeWriter
@@ -48,6 +49,8 @@ _GPUS_SECONDS = 300
 """How long what another machine said of its GPUs is believed."""
 _LOADS_SECONDS = 15
 """The same of how busy they are; a container is made for each answer."""
+_UNPACK_SECONDS = 3600.0
+"""What an engine may take to unpack an image that it has got."""
 MIB = 1024**2
 _NOT_FOUND = 127
 """What a shell says when there is no such program."""
@@ -96,7 +99,7 @@ class DockerCompute:
         if spec.gpus and config.is_podman(await self._engine.info()):
             raise Unavailable("the host's engine is Podman, which gives no GPUs to containers")
         labels = await self._engine.container_labels(place.container)
-        if labels is not None and config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels):
+        if labels is not None and _is_as(spec, labels):
             return place.container
         name = self._image_name(spec.image)
         title = spec.image_title or name
@@ -249,6 +252,24 @@ class DockerCompute:
     async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
         with translated():
             await self._engine.pull(config.check_image(reference), progress, title, auth)
+
+    async def image_id(self, name: str) -> str:
+        found = await self._engine.known_image(config.check_image(name))
+        # Podman leaves the algorithm out.
+        return "" if found is None else f"sha256:{str(found['Id']).removeprefix('sha256:')}"
+
+    async def load_image(self, archive: AsyncGenerator[bytes], title: str) -> None:
+        await send(archive, self._engine.load, title=f"'{title}'", settle_seconds=_UNPACK_SECONDS)
+
+    async def lacks_image(self, spec: WorkloadSpec) -> bool:
+        labels = await self._engine.container_labels(Place(spec.id).container)
+        if labels is not None and _is_as(spec, labels):
+            return False
+        return await self._engine.known_image(self._image_name(spec.image)) is None
+
+    async def bring_image(self, spec: WorkloadSpec, progress: Progress) -> None:
+        name = self._image_name(spec.image)
+        await self._engine.image(name, progress, title=spec.image_title or name, auth=spec.image_auth)
 
     async def drop_image(self, reference: str) -> None:
         await self._engine.delete_image(reference)
@@ -473,6 +494,11 @@ class DockerCompute:
         del self._streams[watch]
         if not watch.cancelled() and (error := watch.exception()) is not None:
             log.error("watching an exec failed", exc_info=error)
+
+
+def _is_as(spec: WorkloadSpec, labels: Mapping[str, str]) -> bool:
+    """Whether the container with these labels can be kept for `spec`."""
+    return config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels)
 
 
 def _nobody(line: str) -> None:
