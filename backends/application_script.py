@@ -106,6 +106,13 @@ report() {
 """
 )
 
+_END = """\
+folder=$base/@NAME@
+end "$folder"
+rm -rf "$folder"
+echo "@MARK@ @NAME@ ending"
+"""
+
 _ONE = """\
 folder=$base/@NAME@
 mkdir -p "$folder" || exit 1
@@ -139,10 +146,11 @@ class Seen:
     """Of a program that ended."""
 
 
-def script(wanted: Sequence[Wanted]) -> str:
-    """A program for `SHELL` that starts what does not run as it should, and reports on each."""
+def script(wanted: Sequence[Wanted], unwanted: Sequence[str] = ()) -> str:
+    """A program for `SHELL` that ends what is unwanted, starts what does not run as it should, and reports on each."""
     head = _HEAD.replace("@FOLDER@", FOLDER).replace("@MARK@", _MARK)
-    return head + "".join(_part(one) for one in wanted)
+    ends = [_END.replace("@NAME@", name).replace("@MARK@", _MARK) for name in unwanted]
+    return head + "".join(ends) + "".join(_part(one) for one in wanted)
 
 
 def parse(report: str) -> Mapping[str, Seen]:
@@ -160,7 +168,8 @@ def parse(report: str) -> Mapping[str, Seen]:
 def _state(word: str, status: int | None) -> ApplicationState:
     if word == "ended":
         return ApplicationState.MISSING if status == _MISSING else ApplicationState.FAILED
-    return ApplicationState.RUNNING if word == "running" else ApplicationState.STARTING
+    known = {"running": ApplicationState.RUNNING, "ending": ApplicationState.ENDING}
+    return known.get(word, ApplicationState.STARTING)
 
 
 def _part(one: Wanted) -> str:

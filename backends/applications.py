@@ -10,22 +10,25 @@ import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 
 from backends.application_script import FOLDER, Wanted
+from backends.application_templates import refusals
 from backends.environments import Environments, owned
 from backends.settings import ApplicationSettings
 from storage.access import Action, Caller, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.errors import NotFound
+from storage.errors import AlreadyExists, BadInput, Conflict, NotFound
 from storage.names import printable
-from storage.records import Application, ApplicationState, Environment, EnvironmentState
+from storage.records import Application, ApplicationState, Environment, EnvironmentState, Wish
 from storage.vault import Vault
 
+_WANTED = Application.state != ApplicationState.ENDING
 _LETTERS = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 """Of passwords: none that are mistaken for others."""
 _PASSWORD_LENGTH = 8
@@ -95,7 +98,7 @@ class Applications:
         known = {environment.id: environment for environment in environments}
         async with self._database.reading() as tx:
             rows = await tx.scalars(
-                select(Application).where(Application.environment_id.in_(known)).order_by(Application.name)
+                select(Application).where(Application.environment_id.in_(known), _WANTED).order_by(Application.name)
             )
             found: dict[str, list[Condition]] = {}
             for row in rows:
@@ -130,25 +133,73 @@ class Applications:
             await self._audit.add(tx, event)
         self._changes.tell("environment", environment.id)
 
+    async def change(self, caller: Caller, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Keep other programs running in environment `name`. If it runs, they are started and ended at once.
+
+        AlreadyExists: it has one of them. BadInput: one cannot be started there. NotFound: it has none of that name.
+        """
+        seen = await self._environments.show(caller, name)
+        changes = {Action.APPLICATION_ADD: tuple(add), Action.APPLICATION_REMOVE: tuple(dict.fromkeys(remove))}
+        for action in [action for action, names in changes.items() if names]:
+            require(caller, action, owned(seen))
+        async with self._database.writing() as tx:
+            environment = await tx.get(Environment, seen.id, with_for_update=True)
+            if environment is None:
+                raise NotFound(f"there is no environment '{seen.name}'")
+            if environment.wish is Wish.DELETED:
+                raise Conflict(f"'{seen.name}' is being deleted")
+            rows = {row.name: row for row in await tx.scalars(_of(environment.id))}
+            had = [row.name for row in rows.values() if row.state is not ApplicationState.ENDING]
+            self._check(environment, had, add, remove)
+            for one in remove:
+                rows[one].state, rows[one].secret = ApplicationState.ENDING, ""
+            await tx.flush()
+            for one in add:
+                if (row := rows.get(one)) is not None:
+                    row.state, row.reason, row.seen = ApplicationState.WAITING, "", None
+                else:
+                    tx.add(Application(environment_id=environment.id, name=one))
+            for action, names in changes.items():
+                if names:
+                    facts: dict[str, Any] = {"owner": environment.owner_name, "applications": list(names)}
+                    await self._audit.add(tx, Event.by(caller, action, thing=environment.name, **facts))
+        self._changes.tell("environment", seen.id)
+
     async def wanted(self, environment_id: str) -> Sequence[Wanted]:
         """What shall run in an environment, with open secrets; for the reconciler alone."""
         async with self._database.reading() as tx:
-            query = select(Application).where(Application.environment_id == environment_id).order_by(Application.name)
-            rows = (await tx.scalars(query)).all()
+            rows = (await tx.scalars(_of(environment_id).where(_WANTED))).all()
         known = [row for row in rows if row.name in self._templates]
         return [Wanted(row.name, self._templates[row.name], secret) for row, secret in await self._with_secrets(known)]
 
-    # ---- inside ----------------------------------------------------------------------------------------------
-    async def _rows(self, environment: Environment, only: str) -> Sequence[Application]:
-        query = select(Application).where(Application.environment_id == environment.id).order_by(Application.name)
+    async def unwanted(self, environment_id: str) -> Sequence[str]:
+        """What shall be ended there and forgotten."""
+        query = select(Application.name).where(Application.environment_id == environment_id, ~_WANTED)
         async with self._database.reading() as tx:
-            rows = (await tx.scalars(query)).all()
+            return (await tx.scalars(query.order_by(Application.name))).all()
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+    def _check(self, environment: Environment, had: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> None:
+        for one in remove:
+            if one not in had:
+                raise _no_such(environment, had, one)
+        kept = [one for one in had if one not in remove]
+        for one in add:
+            if one in kept:
+                raise AlreadyExists(f"'{environment.name}' has the application '{one}' already")
+        machine = environment.compute if self._environments.planner.is_machine(environment.compute) else ""
+        wanted = [*(one for one in kept if one in self._templates), *add]
+        if add and (against := refusals(self._templates, wanted, machine=machine)):
+            raise BadInput("; ".join(against))
+
+    async def _rows(self, environment: Environment, only: str) -> Sequence[Application]:
+        async with self._database.reading() as tx:
+            rows = (await tx.scalars(_of(environment.id).where(_WANTED))).all()
         if not rows:
-            raise NotFound(f"'{environment.name}' was made without applications: env create NAME --app jupyter")
+            raise NotFound(f"'{environment.name}' has no applications: env set {environment.name} --app jupyter")
         chosen = [row for row in rows if only in ("", row.name)]
         if not chosen:
-            offered = ", ".join(row.name for row in rows)
-            raise NotFound(f"'{environment.name}' has no application '{printable(only, limit=48)}' (it has {offered})")
+            raise _no_such(environment, [row.name for row in rows], only)
         return chosen
 
     async def _with_secrets(self, rows: Sequence[Application]) -> Sequence[tuple[Application, str]]:
@@ -191,6 +242,15 @@ class Applications:
         local = local_port(environment, row.name)
         address = template.address.replace("{port}", str(local)).replace("{secret}", quote(secret, safe=""))
         return Access(condition, local, address, secret, template.secret, template.user, template.advice)
+
+
+def _of(environment_id: str) -> Select[Application]:
+    return select(Application).where(Application.environment_id == environment_id).order_by(Application.name)
+
+
+def _no_such(environment: Environment, had: Sequence[str], wanted: str) -> NotFound:
+    offered = ", ".join(had) or "none"
+    return NotFound(f"'{environment.name}' has no application '{printable(wanted, limit=48)}' (it has {offered})")
 
 
 def missing_words(one: Wanted) -> str:

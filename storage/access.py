@@ -47,6 +47,8 @@ class Action(StrEnum):
     PORT_UNPUBLISH = "environment.unpublish"
     APPLICATION_ACCESS = "application.access"
     APPLICATION_NEW_SECRET = "application.new-secret"
+    APPLICATION_ADD = "application.add"
+    APPLICATION_REMOVE = "application.remove"
     SHELL = "environment.shell"
     EXEC = "environment.exec"
     SFTP = "environment.sftp"
@@ -191,6 +193,7 @@ _OWN = frozenset(
         Action.ENVIRONMENT_SHOW, Action.ENVIRONMENT_START, Action.ENVIRONMENT_STOP, Action.ENVIRONMENT_DELETE,
         Action.ENVIRONMENT_CHANGE, Action.ENVIRONMENT_LOGS,
         Action.PORT_PUBLISH, Action.PORT_UNPUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
+        Action.APPLICATION_ADD, Action.APPLICATION_REMOVE,
         Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
         Action.UPLOAD_SHOW, Action.UPLOAD_ABORT, Action.IMPORT_SHOW, Action.IMPORT_CANCEL,
         Action.BUILD_SHOW, Action.BUILD_CANCEL,
@@ -200,7 +203,7 @@ _OWN = frozenset(
 # An administrator manages everybody's things, but what leads into somebody's environment is that person's alone.
 _ADMIN_TOO = _OWN - {
     Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT,
-    Action.PORT_PUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
+    Action.PORT_PUBLISH, Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET, Action.APPLICATION_ADD,
 }  # fmt: skip
 _EVERYBODY = frozenset(
     {

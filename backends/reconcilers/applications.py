@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from backends.application_script import SHELL, Seen, Wanted, parse, script
 from backends.applications import Applications, ended_words, missing_words
@@ -65,15 +65,19 @@ class ApplicationReconciler:
         """Start what does not run, and look until it does, for a while. Unavailable: it does not answer."""
         for _ in range(_GLANCES):
             environment = await self._running(environment_id)
-            wanted = await self._applications.wanted(environment_id) if environment is not None else ()
-            if environment is None or not wanted:
+            if environment is None:
+                return
+            wanted = await self._applications.wanted(environment_id)
+            unwanted = await self._applications.unwanted(environment_id)
+            if not wanted and not unwanted:
                 return
             moment = self._clock()
             try:
-                seen = await self._ask(environment, wanted)
+                seen = await self._ask(environment, script(wanted, unwanted))
             except (Conflict, NotFound):
                 return  # it is being stopped, or is gone, or nobody may be in it any more
             await self._write(environment, wanted, seen, moment)
+            await self._forget(environment, seen)
             if not any(one.state is ApplicationState.STARTING for one in seen.values()):
                 return
             await asyncio.sleep(_GLANCE_SECONDS)
@@ -82,9 +86,9 @@ class ApplicationReconciler:
         async with self._database.reading() as tx:
             return await tx.scalar(select(Environment).where(Environment.id == environment_id, *_ALIVE))
 
-    async def _ask(self, environment: Environment, wanted: Sequence[Wanted]) -> Mapping[str, Seen]:
+    async def _ask(self, environment: Environment, words: str) -> Mapping[str, Seen]:
         owner = await self._accounts.caller_for(environment.owner_name, connection=f"apps-{environment.id}"[:16])
-        return parse(await self._guests.tell_shell(owner, environment, SHELL, script(wanted)))
+        return parse(await self._guests.tell_shell(owner, environment, SHELL, words))
 
     async def _write(
         self, environment: Environment, wanted: Sequence[Wanted], seen: Mapping[str, Seen], moment: datetime
@@ -95,7 +99,7 @@ class ApplicationReconciler:
             for one in wanted:
                 found = seen.get(one.name, Seen(ApplicationState.STARTING))
                 row = await tx.get(Application, (environment.id, one.name))
-                if row is None:
+                if row is None or row.state is ApplicationState.ENDING:
                     continue
                 reason = _reason(one, found)
                 is_news = (row.state, row.reason) != (found.state, reason)
@@ -106,6 +110,15 @@ class ApplicationReconciler:
                 changed = True
         if changed:
             self._changes.tell("environment", environment.id)
+
+    async def _forget(self, environment: Environment, seen: Mapping[str, Seen]) -> None:
+        """Those that have been ended, unless they are wanted again by now."""
+        gone = [name for name, one in seen.items() if one.state is ApplicationState.ENDING]
+        if not gone:
+            return
+        ended = (Application.environment_id == environment.id, Application.state == ApplicationState.ENDING)
+        async with self._database.writing() as tx:
+            await tx.execute(delete(Application).where(*ended, Application.name.in_(gone)))
 
 
 def _reason(one: Wanted, seen: Seen) -> str:

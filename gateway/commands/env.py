@@ -122,8 +122,9 @@ def _farewell(context: Context, environment: Environment) -> str:
 
 async def _set(context: Context, options: argparse.Namespace) -> None:
     environments, published = context.services.environments, context.services.published
-    if not (options.lifecycle or options.keep_output or options.publish or options.unpublish):
-        raise Usage("say what to change: --lifecycle, --keep-output, --publish or --unpublish")
+    ports, applications = options.publish or options.unpublish, options.app or options.no_app
+    if not (options.lifecycle or options.keep_output or ports or applications):
+        raise Usage("say what to change: --lifecycle, --keep-output, --app, --no-app, --publish or --unpublish")
     if not options.lifecycle and (options.start_at or options.stop_at or options.timezone or options.idle):
         raise Usage("times belong to a life cycle: say --lifecycle too")
     # A life cycle may be refused, and then nothing is to have been changed.
@@ -131,6 +132,9 @@ async def _set(context: Context, options: argparse.Namespace) -> None:
         await environments.set_lifecycle(context.caller, options.name, _choice(options))
     if options.keep_output:
         await environments.set_keep_output(context.caller, options.name, *options.keep_output)
+    if applications:
+        change = context.services.applications.change
+        await change(context.caller, options.name, add=options.app, remove=options.no_app)
     for port in options.unpublish:
         await published.unpublish(context.caller, options.name, port)
     for port in options.publish:
@@ -456,10 +460,21 @@ def _name_and_lifecycle(parser: Parser) -> None:
     _name(parser)
     _lifecycle(parser)
     _keep_output(parser)
+    _app(parser)
+    parser.add_argument(
+        "--no-app", metavar="NAME", action="append", default=[], help="end this program for good; may be repeated"
+    )
     _publish(parser)
     parser.add_argument(
         "--unpublish", metavar="PORT", type=checked(port_number), action="append", default=[],
         help="close a published port; may be repeated",
+    )  # fmt: skip
+
+
+def _app(parser: Parser) -> None:
+    parser.add_argument(
+        "--app", metavar="NAME", action="append", default=[],
+        help="a program that is kept running inside, as jupyter, vnc or rdp; may be repeated; 'env access' leads there",
     )  # fmt: skip
 
 
@@ -511,10 +526,7 @@ def _new(parser: Parser) -> None:
         "--model", metavar="NAME[:VERSION]", type=_model, action="append", dest="data",
         help="a model, at /gemini/pretrain1 and so on; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--app", metavar="NAME", action="append", default=[],
-        help="a program that is kept running inside, as jupyter, vnc or rdp; may be repeated; 'env access' leads there",
-    )  # fmt: skip
+    _app(parser)
     _publish(parser)
     _lifecycle(parser)
     _keep_output(parser)
@@ -546,11 +558,13 @@ NOUN = Noun(
             ),
         ),
         Verb(
-            "set", "choose another life cycle, how long the output is kept, or which ports are open",
+            "set", "choose another life cycle, how long the output is kept, other programs, or which ports are open",
             _set, _name_and_lifecycle,
-            about="With --lifecycle, its times count from now, and what was chosen before is forgotten. A published\n"
-            "port is open to everybody who reaches the gateway; the operator must have set a range for them.",
+            about="With --lifecycle, its times count from now, and what was chosen before is forgotten. Programs are\n"
+            "started and ended at once if the environment runs, else when it starts. A published port is open to\n"
+            "everybody who reaches the gateway; the operator must have set a range for them.",
             examples=("env set train --lifecycle on-demand", "env set train --keep-output 30",
+                      "env set train --app jupyter", "env set train --no-app jupyter",
                       "env set train --publish 8000", "env set train --unpublish 8000"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,

@@ -23,6 +23,8 @@ class ApplicationState(StrEnum):
     """Its program is not in the environment."""
     FAILED = "failed"
     """It ended, and is started again after a pause."""
+    ENDING = "ending"
+    """Its owner wants it no more: it is ended and forgotten as soon as its environment runs and answers."""
 
 
 class Application(Record):

@@ -74,7 +74,8 @@ def test_the_script_is_a_posix_shells_and_keeps_the_secret_out_of_command_lines(
             Wanted("odd", odd, "s3cr3t"),
             Wanted("vnc", BUILT_IN["vnc"], "abcdefgh"),
             Wanted("rdp", BUILT_IN["rdp"], "bcdefghi"),
-        ]
+        ],
+        ["gone"],
     )
     subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
     assert [line.split()[0] for line in text.splitlines() if "s3cr3t" in line] == ["printf"]
@@ -83,6 +84,7 @@ def test_the_script_is_a_posix_shells_and_keeps_the_secret_out_of_command_lines(
 @pytest.mark.parametrize(
     ("line", "seen"),
     [
+        ("ashore-application a ending", Seen(ApplicationState.ENDING)),
         ("ashore-application a running", Seen(ApplicationState.RUNNING)),
         ("ashore-application a starting", Seen(ApplicationState.STARTING)),
         ("ashore-application a ended 127", Seen(ApplicationState.MISSING, 127)),
@@ -114,6 +116,35 @@ async def test_the_secret_stays_the_owners(
     await applications.new_secrets(alice, "lab", only="vnc")
     _, (same, other) = await applications.access(alice, "lab")
     assert (same.secret == jupyter.secret, other.secret == vnc.secret) == (True, False)
+
+
+async def test_other_programs_for_one_that_is_there(
+    environments: Environments, applications: Applications, alice: Caller, admin: Caller
+) -> None:
+    environment = await environments.create(alice, Request("lab", applications=("jupyter",)))
+    _, (jupyter,) = await applications.access(alice, "lab")
+    await applications.change(alice, "lab", add=("vnc",), remove=("jupyter",))
+    assert [one.name for one in await applications.wanted(environment.id)] == ["vnc"]
+    assert await applications.unwanted(environment.id) == ["jupyter"]
+    assert [one.condition.name for one in (await applications.access(alice, "lab"))[1]] == ["vnc"]
+    for names, error in (
+        ({"add": ("vnc",)}, AlreadyExists),
+        ({"remove": ("jupyter",)}, NotFound),
+        ({"add": ("moon",), "remove": ("vnc",)}, BadInput),
+        ({"add": ("rdp", "rdp")}, BadInput),
+    ):
+        with pytest.raises(error):
+            await applications.change(alice, "lab", **names)
+    with pytest.raises(NotAllowed):
+        await applications.change(admin, "lab.alice", add=("rdp",))
+    await applications.change(alice, "lab", add=("jupyter",))
+    _, (again, _) = await applications.access(alice, "lab")
+    assert again.condition.state is ApplicationState.WAITING
+    assert again.secret != jupyter.secret
+    await applications.change(admin, "lab.alice", remove=("jupyter", "vnc"))
+    assert await applications.wanted(environment.id) == []
+    with pytest.raises(NotFound, match="has no applications: env set lab --app jupyter"):
+        await applications.access(alice, "lab")
 
 
 async def test_an_administrator_does_not_see_it(

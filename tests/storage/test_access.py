@@ -34,7 +34,7 @@ THINGS: list[Thing] = [
 ]  # fmt: skip
 INTO = (
     Action.SHELL, Action.EXEC, Action.SFTP, Action.JUMP, Action.AGENT, Action.PORT_PUBLISH,
-    Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET,
+    Action.APPLICATION_ACCESS, Action.APPLICATION_NEW_SECRET, Action.APPLICATION_ADD,
 )  # fmt: skip
 
 

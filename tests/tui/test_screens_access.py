@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import update
+import pytest
+from sqlalchemy import select, update
 from textual.widgets import Input
 
 from backends.planning import Request
-from storage.access import Caller
+from storage.access import Action, Caller
 from storage.clock import now
-from storage.records import Application, ApplicationState, EnvironmentState
+from storage.records import Application, ApplicationState, AuditEvent, EnvironmentState
 from tests.tui.conftest import Menu
 from tests.tui.house import House
-from tests.tui.screen_text import assert_harmless, shows
+from tests.tui.screen_text import assert_harmless, shows, until
 
 
 async def test_the_card_has_the_line_the_address_and_the_secret(menu: Menu, house: House, alice: Caller) -> None:
@@ -36,6 +37,72 @@ async def test_the_card_has_the_line_the_address_and_the_secret(menu: Menu, hous
         await shows(pilot, "Jupyter: starting")
         _, (renewed, _) = await house.applications.access(alice, "lab")
         assert renewed.secret != jupyter.secret
+        await shows(pilot, f"token={renewed.secret}")
+
+
+async def test_the_state_is_watched_and_the_secrets_are_looked_at_once(menu: Menu, house: House, alice: Caller) -> None:
+    await house.environments.create(alice, Request("lab", "docker", applications=("jupyter",)))
+    app = menu()
+    async with app.run_test(size=(120, 30)) as pilot:
+        await shows(pilot, "lab")
+        await pilot.press("a")
+        await shows(pilot, "Jupyter: waiting")
+        await house.becomes("lab", state=EnvironmentState.RUNNING, started=now())
+        await shows(pilot, "Jupyter: starting")
+        async with house.database.writing() as tx:
+            await tx.execute(update(Application).values(state=ApplicationState.RUNNING, seen=now()))
+        house.changes.tell("environment")
+        await shows(pilot, "Jupyter: running")
+    async with house.database.reading() as tx:
+        looks = (await tx.scalars(select(AuditEvent).where(AuditEvent.action == Action.APPLICATION_ACCESS))).all()
+    assert len(looks) == 1
+
+
+async def test_programs_are_added_and_ended_there(menu: Menu, house: House, alice: Caller) -> None:
+    environment = await house.environments.create(alice, Request("lab", "docker", applications=("jupyter",)))
+    app = menu()
+    async with app.run_test(size=(120, 30), notifications=True) as pilot:
+        await shows(pilot, "lab")
+        await pilot.press("a")
+        await shows(pilot, "Jupyter: waiting")
+        await pilot.press("p")
+        await shows(pilot, "Programs that are kept running (jupyter, rdp, vnc):", "jupyter")
+        app.screen.query_one("#answer", Input).value = "vnc moon"
+        await pilot.press("enter")
+        await shows(pilot, "there is no application 'moon'")
+        await pilot.press("p")
+        app.screen.query_one("#answer", Input).value = "vnc, rdp"
+        await pilot.press("enter")
+        await shows(pilot, "Desktop (RDP): waiting", "Desktop (VNC): waiting")
+    assert [one.name for one in await house.applications.wanted(environment.id)] == ["rdp", "vnc"]
+    assert await house.applications.unwanted(environment.id) == ["jupyter"]
+
+
+async def test_each_line_can_be_copied(menu: Menu, house: House, alice: Caller) -> None:
+    await house.environments.create(alice, Request("lab", "docker", applications=("jupyter", "vnc"), ports=(8000,)))
+    _, (jupyter, vnc) = await house.applications.access(alice, "lab")
+    app = menu()
+    async with app.run_test(size=(140, 40), notifications=True) as pilot:
+        await shows(pilot, "lab")
+        await pilot.press("a")
+        await shows(pilot, "Jupyter: waiting")
+        for words in (f"{jupyter.local_port}:127.0.0.1:8888", f"{vnc.local_port}:127.0.0.1:5900", ":30001"):
+            await pilot.press("y")
+            await shows(pilot, "Copied:")
+            await until(pilot, lambda words=words: words in app.clipboard)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "Jupyter: not installed"), ("zh", "Jupyter: 未安装")])
+async def test_the_details_at_home_show_them(
+    menu: Menu, house: House, alice: Caller, language: str, words: str
+) -> None:
+    await house.environments.create(alice, Request("lab", "docker", applications=("jupyter",), ports=(8000,)))
+    await house.becomes("lab", state=EnvironmentState.RUNNING, started=now())
+    async with house.database.writing() as tx:
+        await tx.execute(update(Application).values(state=ApplicationState.MISSING, seen=now()))
+    app = menu(language)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, words, "8000", "gpu.example.org:30001", "ssh -J alice@gpu.example.org:2022 lab")
 
 
 async def test_the_card_of_a_desktop_by_rdp_has_the_user(menu: Menu, house: House, alice: Caller) -> None:
@@ -54,7 +121,7 @@ async def test_without_applications_it_says_so(menu: Menu, house: House, alice: 
     async with app.run_test(size=(120, 30)) as pilot:
         await shows(pilot, "plain")
         await pilot.press("a")
-        await shows(pilot, "made without applications")
+        await shows(pilot, "has no programs and publishes no ports")
 
 
 async def test_the_form_asks_for_applications_and_ports(menu: Menu, house: House, alice: Caller) -> None:

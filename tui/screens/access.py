@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
@@ -11,32 +12,27 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.message import Message
 
-from backends.applications import Access
-from storage.errors import NotFound
-from storage.records import ApplicationState, PublishedPort
+from backends.applications import Access, Condition
+from storage.records import Environment, PublishedPort
 from tui.desk import Desk
 from tui.texts import mark
+from tui.texts.applications import condition_words
 from tui.texts.sentences import in_language
+from tui.widgets.dialogs import Ask
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
 
-_STATES = {
-    ApplicationState.WAITING: mark("waiting"),
-    ApplicationState.STARTING: mark("starting"),
-    ApplicationState.RUNNING: mark("running"),
-    ApplicationState.MISSING: mark("not installed"),
-    ApplicationState.FAILED: mark("failed"),
-}
-
 
 class AccessScreen(Page):
-    """A card for each application; F5 reads it again. Each look is in the audit trail, so it is not watched."""
+    """A card for each application and port. How they are is watched; their secrets are read once, as each look at them
+    is in the audit trail. F5 reads all of it again."""
 
     TITLE_TEXT = mark("Access")
-    REFRESH_SECONDS = 3600.0
+    TOPICS = ("environment",)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
         Binding("y", "copy", mark("Copy the line")),
+        Binding("p", "programs", mark("Programs")),
         Binding("N", "renew", mark("New secrets")),
         Binding("f5", "reload", mark("Reload")),
     ]
@@ -52,7 +48,12 @@ class AccessScreen(Page):
     def __init__(self, desk: Desk, name: str) -> None:
         super().__init__(desk)
         self._environment = name
-        self._lines: list[str] = []
+        self._known: Mapping[str, Access] = {}
+        self._reading = 0
+        """How often what is known has become old."""
+        self._programs: Sequence[str] = ()
+        self._lines: Sequence[str] = ()
+        self._copied = 0
 
     def compose_body(self) -> ComposeResult:
         with VerticalScroll(id="log"):
@@ -63,19 +64,29 @@ class AccessScreen(Page):
         services, caller = self.desk.services, self.desk.caller
         environment = await services.environments.show(caller, self._environment)
         ports = (await services.published.of(caller, [environment])).get(environment.id, ())
-        if environment.id not in await services.applications.of(caller, [environment]):
-            return self.Loaded((), ports)
-        try:
-            return self.Loaded((await services.applications.access(caller, self._environment))[1], ports)
-        except NotFound:
-            return self.Loaded((), ports)
+        conditions = (await services.applications.of(caller, [environment])).get(environment.id, ())
+        return self.Loaded(await self._accesses(environment, conditions), ports)
+
+    async def _accesses(self, environment: Environment, conditions: Sequence[Condition]) -> Sequence[Access]:
+        """With their secrets as they are known, if they are."""
+        known, reading = self._known, self._reading
+        if any(one.name not in known for one in conditions):
+            _, found = await self.desk.services.applications.access(self.desk.caller, environment.name)
+            known = {one.condition.name: one for one in found}
+            if reading == self._reading:
+                self._known = known
+        return [replace(known[one.name], condition=one) for one in conditions if one.name in known]
 
     @on(Loaded)
     def _loaded(self, event: Loaded) -> None:
-        self._lines = [self._line(one) for one in event.found if one.condition.port]
+        self._programs = [one.condition.name for one in event.found]
+        lines = [self._line(one) for one in event.found if one.condition.port]
+        lines += [self._where(port) for port in event.ports]
+        if lines != self._lines:
+            self._lines, self._copied = lines, 0
         cards = [self._card(one) for one in event.found]
         cards += [self._port(port) for port in event.ports]
-        nothing = self.texts("This environment was made without applications, and publishes no ports.")
+        nothing = self.texts("This environment has no programs and publishes no ports. p adds programs.")
         self.query_one("#cards", Plain).show("\n\n".join(cards) or nothing)
 
     def _line(self, one: Access) -> str:
@@ -84,7 +95,7 @@ class AccessScreen(Page):
 
     def _card(self, one: Access) -> str:
         t = self.texts
-        words = [f"{one.condition.title}: {t(_STATES[one.condition.state])}", in_language(t, one.condition.reason)]
+        words = [condition_words(t, one.condition), in_language(t, one.condition.reason)]
         if one.condition.port:
             words += [t("On your machine:  {line}", line=self._line(one)), t("Then open:  {line}", line=one.address)]
         if one.user:
@@ -96,18 +107,53 @@ class AccessScreen(Page):
         return "\n".join(filter(None, words))
 
     def _port(self, port: PublishedPort) -> str:
-        where = f"{self.desk.address.host}:{port.external_port}"
-        return self.texts("Port {port} is open to everybody at {where}", port=port.port, where=where)
+        return self.texts("Port {port} is open to everybody at {where}", port=port.port, where=self._where(port))
+
+    def _where(self, port: PublishedPort) -> str:
+        return f"{self.desk.address.host}:{port.external_port}"
 
     # ---- keys ------------------------------------------------------------------------------------------------
     def action_back(self) -> None:
         self.dismiss(None)
 
+    def action_reload(self) -> None:
+        self._forget()
+        super().action_reload()
+
     def action_copy(self) -> None:
+        """The first line; pressed again, the next one."""
         if self._lines:
-            self.app.copy_to_clipboard(self._lines[0])
-            self.post_message(self.Done(self.texts("Copied: {text}", text=self._lines[0])))
+            line = self._lines[self._copied % len(self._lines)]
+            self._copied += 1
+            self.app.copy_to_clipboard(line)
+            self.post_message(self.Done(self.texts("Copied: {text}", text=line)))
 
     def action_renew(self) -> None:
-        applications, caller, name = self.desk.services.applications, self.desk.caller, self._environment
-        self.attempt(lambda: applications.new_secrets(caller, name))
+        async def renew() -> None:
+            await self.desk.services.applications.new_secrets(self.desk.caller, self._environment)
+            self._forget()
+
+        self.attempt(renew)
+
+    def action_programs(self) -> None:
+        """Which shall be kept running, all of them in one line."""
+        had, applications = self._programs, self.desk.services.applications
+
+        async def change(wanted: Sequence[str]) -> None:
+            add = [one for one in wanted if one not in had]
+            remove = [one for one in had if one not in wanted]
+            if add or remove:
+                await applications.change(self.desk.caller, self._environment, add=add, remove=remove)
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self.attempt(lambda: change(text.replace(",", " ").split()))
+
+        offered = ", ".join(sorted(self.desk.services.environments.planner.applications))
+        question = self.texts("Programs that are kept running ({names}):", names=offered)
+        self.app.push_screen(Ask(self.texts, question, value=", ".join(had)), answered)
+
+    def _forget(self) -> None:
+        """Read the secrets anew."""
+        self._known = {}
+        self._reading += 1

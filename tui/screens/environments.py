@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -13,12 +13,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 
+from backends.applications import Condition
 from storage.clock import now
 from storage.names import printable
 from storage.quota_limits import QuotaLine, Resource
-from storage.records import Environment, EnvironmentState, LostEnvironment, Wish
+from storage.records import Environment, EnvironmentState, LostEnvironment, PublishedPort, Wish
 from tui.desk import Desk
 from tui.texts import Texts, mark
+from tui.texts.applications import applications_words
 from tui.texts.formats import age_words, size_words
 from tui.texts.gpus import gpu_words
 from tui.texts.lifecycles import lifecycle_words, output_words
@@ -81,11 +83,15 @@ class EnvironmentsScreen(Page):
             environments: Sequence[Environment],
             quotas: Sequence[QuotaLine] = (),
             lost: Sequence[LostEnvironment] = (),
+            applications: Mapping[str, Sequence[Condition]] | None = None,
+            ports: Mapping[str, Sequence[PublishedPort]] | None = None,
         ) -> None:
             super().__init__()
             self.lost = lost
             self.environments = environments
             self.quotas = quotas
+            self.applications = applications or {}
+            self.ports = ports or {}
 
     class ConnectWanted(Message):
         """Somebody wants a shell in `name`."""
@@ -122,6 +128,8 @@ class EnvironmentsScreen(Page):
         self._environments: Sequence[Environment] | None = None
         self._quotas: Sequence[QuotaLine] = ()
         self._lost: Sequence[LostEnvironment] = ()
+        self._applications: Mapping[str, Sequence[Condition]] = {}
+        self._ports: Mapping[str, Sequence[PublishedPort]] = {}
         self._filter = ""
         self._select = ""
 
@@ -156,8 +164,15 @@ class EnvironmentsScreen(Page):
         self.wake()
 
     async def load(self) -> Message:
-        use_cases, caller = self.desk.services.environments, self.desk.caller
-        return self.Loaded(await use_cases.list(caller), await use_cases.quotas(caller), await use_cases.lost(caller))
+        services, caller = self.desk.services, self.desk.caller
+        found = await services.environments.list(caller)
+        return self.Loaded(
+            found,
+            await services.environments.quotas(caller),
+            await services.environments.lost(caller),
+            await services.applications.of(caller, found),
+            await services.published.of(caller, found),
+        )
 
     # ---- what is shown ---------------------------------------------------------------------------------------
     @on(Loaded)
@@ -165,6 +180,7 @@ class EnvironmentsScreen(Page):
         self._environments = event.environments
         self._quotas = event.quotas
         self._lost = event.lost
+        self._applications, self._ports = event.applications, event.ports
         self._show()
 
     @on(Table.Highlighted)
@@ -213,7 +229,9 @@ class EnvironmentsScreen(Page):
         headline = self.query_one("#headline", Plain)
         headline.show(_headline(self.texts, one))
         headline.set_class(one.state is EnvironmentState.FAILED, "bad")
-        self.query_one("#facts", Plain).show(_facts(self.texts, self.desk, one))
+        applications, ports = self._applications.get(one.id, ()), self._ports.get(one.id, ())
+        reach = applications_words(self.texts, applications, ports, self.desk.address.host)
+        self.query_one("#facts", Plain).show(_facts(self.texts, self.desk, one, reach))
 
     def _selected(self) -> Environment | None:
         key = self.query_one(Table).key
@@ -346,8 +364,8 @@ def _headline(texts: Texts, one: Environment) -> str:
     return "  ".join(part for part in (one.name, state_words(texts, one), news) if part)
 
 
-def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
-    """What it is made of, and the lines that lead into it."""
+def _facts(texts: Texts, desk: Desk, one: Environment, reach: str) -> str:
+    """What it is made of, and the lines that lead into it; `reach` is about its applications and ports."""
     limits = [
         texts("{n} cpus", n=f"{one.cpus:g}") if one.cpus else texts("cpus: no limit"),
         texts("{size} memory", size=size_words(one.memory)) if one.memory else texts("memory: no limit"),
@@ -364,6 +382,7 @@ def _facts(texts: Texts, desk: Desk, one: Environment) -> str:
                 (lifecycle_words(texts, one, environments.due(one)), output_words(texts, environments.keep_days(one))),
             )
         ),
+        reach,
         desk.ssh_command(one.name),
         desk.jump_command(one.name),
     ]
