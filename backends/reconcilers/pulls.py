@@ -48,7 +48,7 @@ async def bring_image(
 async def _attempt(compute: HasPulls, spec: WorkloadSpec, progress: Progress, stall_minutes: float) -> None:
     """Every call of `progress` is a sign of life, also one with the line of before: 1 % of 50 GB takes its time."""
     seconds = stall_minutes * 60
-    last = ""
+    last = "nothing has come yet"
 
     def hear(line: str) -> None:
         nonlocal last
@@ -61,5 +61,4 @@ async def _attempt(compute: HasPulls, spec: WorkloadSpec, progress: Progress, st
         async with asyncio.timeout(seconds) as limit:
             await compute.bring_image(spec, hear)
     except TimeoutError as error:
-        said = f" ({last})" if last else ""
-        raise RegistryAway(f"the pull of its image stood still for {stall_minutes:g} min{said}") from error
+        raise RegistryAway(f"the pull of its image stood still for {stall_minutes:g} min ({last})") from error
