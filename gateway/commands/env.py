@@ -123,10 +123,14 @@ def _farewell(context: Context, environment: Environment) -> str:
 async def _set(context: Context, options: argparse.Namespace) -> None:
     environments, published = context.services.environments, context.services.published
     ports, applications = options.publish or options.unpublish, options.app or options.no_app
-    if not (options.lifecycle or options.keep_output or ports or applications):
+    if not (options.lifecycle or options.idle or options.keep_output or ports or applications):
         raise Usage("say what to change: --lifecycle, --keep-output, --app, --no-app, --publish or --unpublish")
-    if not options.lifecycle and (options.start_at or options.stop_at or options.timezone or options.idle):
+    if not options.lifecycle and (options.start_at or options.stop_at or options.timezone):
         raise Usage("times belong to a life cycle: say --lifecycle too")
+    if not options.lifecycle and options.idle:  # another time for the life cycle that it has
+        options.lifecycle = (await environments.show(context.caller, options.name)).lifecycle.value
+        if options.lifecycle not in (Lifecycle.ON_DEMAND, Lifecycle.EPHEMERAL):
+            raise Usage(f"--idle goes with --lifecycle on-demand or ephemeral, and '{options.name}' has neither")
     # A life cycle may be refused, and then nothing is to have been changed.
     if options.lifecycle:
         await environments.set_lifecycle(context.caller, options.name, _choice(options))
@@ -563,9 +567,10 @@ NOUN = Noun(
             about="With --lifecycle, its times count from now, and what was chosen before is forgotten. Programs are\n"
             "started and ended at once if the environment runs, else when it starts. A published port is open to\n"
             "everybody who reaches the gateway; the operator must have set a range for them.",
-            examples=("env set train --lifecycle on-demand", "env set train --keep-output 30",
-                      "env set train --app jupyter", "env set train --no-app jupyter",
-                      "env set train --publish 8000", "env set train --unpublish 8000"),
+            examples=("env set train --lifecycle on-demand", "env set train --idle 4h",
+                      "env set train --keep-output 30", "env set train --app jupyter",
+                      "env set train --no-app jupyter", "env set train --publish 8000",
+                      "env set train --unpublish 8000"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),
