@@ -276,9 +276,10 @@ class Environments:
     async def wait(self, caller: Caller, name: str, on_progress: Callable[[str], None] | None = None) -> Environment:
         """Wait until it is what its owner wished. Unavailable: it failed, and why; TimedOut; NotFound: gone.
 
-        While its data are on their way, time does not count: every new line of progress begins it anew.
+        While its image or its data are on their way, time does not count: every new line of progress begins it anew.
         """
-        patience = timedelta(seconds=self._settings.environments.ready_seconds + 30)
+        settings = self._settings.environments
+        patience = timedelta(seconds=max(settings.ready_seconds, settings.pull_stall_minutes * 60) + 30)
         deadline = self._clock() + patience
         said = ""
         with self._changes.subscribe("environment") as queue:

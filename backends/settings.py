@@ -278,7 +278,10 @@ class EnvironmentSettings(Group):
     default_compute: str = ""
     """Compute of environments that name none. Empty: `docker` when it serves, else `local`."""
     ready_seconds: int = 300
-    """An environment that is not up after this time has failed, seconds."""
+    """An environment that is not up after this time has failed, seconds. What its image and its data take to reach its
+    machine does not count."""
+    pull_stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """A pull of its image that got nothing for this time has failed, minutes. One that gets on may take hours."""
     stop_grace_seconds: int = 10
     """Time between TERM and KILL when an environment is stopped, seconds."""
     limit_per_user: int = 20

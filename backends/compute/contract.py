@@ -232,6 +232,19 @@ class HasImages(Protocol):
 
 
 @runtime_checkable
+class HasPulls(Protocol):
+    """An optional power of a compute: images come to it from registries, which may take hours."""
+
+    async def lacks_image(self, spec: WorkloadSpec) -> bool:
+        """Whether `create` would have to pull its image first. Unavailable: the engine cannot be asked."""
+        ...
+
+    async def bring_image(self, spec: WorkloadSpec, progress: Progress) -> None:
+        """Pull its image, unless it is there; `progress` is called with every piece. BadInput: nobody has it."""
+        ...
+
+
+@runtime_checkable
 class OnAccount(Protocol):
     """An optional power of a compute: its programs run as an account that is there already, and has its own sshd.
 

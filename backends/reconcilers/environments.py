@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from backends.compute.contract import Compute, Found, Mount, Progress, State, WorkloadSpec
+from backends.compute.contract import Compute, Found, HasPulls, Mount, Progress, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
@@ -21,6 +21,7 @@ from backends.images import Source
 from backends.outputs import Outputs
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
+from backends.reconcilers.pulls import bring_image
 from backends.reconcilers.rows import TOPIC, EnvironmentRows
 from backends.reservations import Reservations
 from backends.settings import BackendSettings
@@ -125,7 +126,7 @@ class EnvironmentReconciler:
         self._copies = Fetches(self._copy_output, self._loop.wake)
 
     async def run(self) -> None:
-        """Until cancelled; data that are on their way then are gone on with by the next process."""
+        """Until cancelled; images and data that are on their way then are gone on with by the next process."""
         try:
             await self._loop.run()
         finally:
@@ -240,16 +241,9 @@ class EnvironmentReconciler:
         seen = await self._enter(environment, EnvironmentState.CREATING)
         if seen is None:
             return
-        if self._data is not None and await self._data.needs(seen):
-            try:
-                if not self._fetches.is_done(seen):
-                    return  # and be woken when its data are here
-            except AshoreError as error:
-                if isinstance(error, Unavailable):
-                    await compute.check()  # raises if the engine is away: its data go on when it is back
-                await self._fail(seen, compute, printable(error.message, limit=500))
-                return
-        deadline = self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds
+        if not await self._is_brought(seen, compute):
+            return
+        deadline = self._deadline(seen)
         lines = _LastLine("starting")
         try:
             async with asyncio.timeout_at(deadline):
@@ -267,16 +261,48 @@ class EnvironmentReconciler:
             self._began.pop(seen.id, None)
             await self._rows.move(seen, EnvironmentState.RUNNING, restarted=seen.restarts, started=self._clock())
 
+    async def _is_brought(self, seen: Environment, compute: Compute) -> bool:
+        """Whether its data and its image have reached its machine; False: we are woken when they have, or it failed."""
+        has_data = self._data is not None and await self._data.needs(seen)
+        if not has_data and not isinstance(compute, HasPulls):
+            return True
+        try:
+            return self._fetches.is_done(seen)
+        except AshoreError as error:
+            if isinstance(error, Unavailable) and (has_data or _time() < self._deadline(seen)):
+                await compute.check()  # raises if the engine is away: they go on when it is back
+            await self._fail(seen, compute, printable(error.message, limit=500))
+            return False
+
+    def _deadline(self, seen: Environment) -> float:
+        """Until when it must be up; the time counts from the first call."""
+        return self._began.setdefault(seen.id, _time()) + self._settings.ready_seconds
+
     async def _fetch(self, seen: Environment) -> bool:
-        """Bring its data here; False: it was given up, because its owner changed their mind."""
-        assert self._data is not None
-        lines = _LastLine("looking at its data")
-        return not await self._while_wished(seen, self._data.fetch(seen, lines.set), lines)
+        """Bring its data and its image; False: it was given up, because its owner changed their mind."""
+        lines = _LastLine("starting")
+        return not await self._while_wished(seen, self._bring(seen, self._computes[_place(seen)], lines), lines)
+
+    async def _bring(self, seen: Environment, compute: Compute, lines: _LastLine) -> None:
+        if self._data is not None and await self._data.needs(seen):
+            lines.set("looking at its data")
+            await self._data.fetch(seen, lines.set)
+        if not isinstance(compute, HasPulls):
+            return
+        spec = await self._spec(seen, {})
+        if await compute.lacks_image(spec):
+            await bring_image(compute, spec, lines.set, stall_minutes=self._settings.pull_stall_minutes)
+            self._began.pop(seen.id, None)  # its engine may have been away before
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
+        spec = await self._spec(environment, await self._guests.prepare(environment))
+        handle = await compute.create(spec, lines.set)
+        await self._rows.keep_handle(environment.id, handle)
+        await compute.start(handle, spec, lines.set)
+
+    async def _spec(self, environment: Environment, files: Mapping[str, bytes]) -> WorkloadSpec:
         source = await self._images.source(environment) if self._images else Source(environment.image)
-        files = await self._guests.prepare(environment)
-        spec = WorkloadSpec(
+        return WorkloadSpec(
             id=environment.id, name=environment.name, owner=environment.owner_name,
             workspace=await self._rows.workspace_name(environment.workspace_id), image=source.reference,
             image_title=environment.image, image_auth=source.auth,
@@ -285,9 +311,6 @@ class EnvironmentReconciler:
             gpus=tuple(environment.cards),
             mounts=await self._data.points(environment) if self._data is not None else (),
         )  # fmt: skip
-        handle = await compute.create(spec, lines.set)
-        await self._rows.keep_handle(environment.id, handle)
-        await compute.start(handle, spec, lines.set)
 
     async def _while_wished(
         self,

@@ -1,4 +1,5 @@
-"""Data on their way to environments that start, beside the reconciler's loop: hours of transfer take no slot of it."""
+"""Data and images on their way to environments that start, beside the reconciler's loop: hours of transfer take no
+slot of it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from storage.records import Environment
 
 
 class Fetches:
-    """One task for each environment that waits for its data. `fetch` tells whether they are here; `wake` is called
-    with the environment's id at the end."""
+    """One task for each environment that waits for its data or its image. `fetch` tells whether they are here; `wake`
+    is called with the environment's id at the end."""
 
     def __init__(self, fetch: Callable[[Environment], Awaitable[bool]], wake: Callable[[str], None]) -> None:
         self._fetch = fetch
@@ -18,7 +19,7 @@ class Fetches:
         self._tasks: dict[str, asyncio.Task[bool]] = {}
 
     def is_done(self, seen: Environment) -> bool:
-        """True, once for each start, when its data are here; False: they are on their way. Raises what went wrong."""
+        """True, once for each start, when they are here; False: they are on their way. Raises what went wrong."""
         task = self._tasks.get(seen.id)
         if task is not None and not task.done():
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from backends.compute.contract import State
+from backends.compute.contract import State, WorkloadSpec
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine, Workload
 from backends.environments import Environments
 from backends.planning import Request
@@ -61,8 +61,8 @@ class House:
         )
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.reconciler().run())
+    async def running(self, **computes: MemoryCompute) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.reconciler(**computes).run())
         try:
             yield
         finally:
@@ -228,6 +228,92 @@ async def test_what_is_not_ready_in_time_fails(house: House, alice: Caller, monk
     assert "not ready within 1 s" in row.reason
     assert "pulling" in row.reason
     assert not house.engine.workloads
+
+
+class Pulling(MemoryCompute):
+    """Its engine gets images from a registry: `pull` does it."""
+
+    def __init__(self, engine: MemoryEngine, pull: Callable[[Callable[[str], None]], Awaitable[None]]) -> None:
+        super().__init__(engine)
+        self.pull, self.tries, self.has_image = pull, 0, False
+
+    async def lacks_image(self, spec: WorkloadSpec) -> bool:
+        await self.check()
+        return not self.has_image
+
+    async def bring_image(self, spec: WorkloadSpec, progress: Callable[[str], None]) -> None:
+        self.tries += 1
+        await self.pull(progress)
+        self.has_image = True
+
+
+async def test_a_pull_may_take_longer_than_an_environment_may(house: House, alice: Caller) -> None:
+    """An image of 20 GB takes longer than any start, and used to count as one."""
+    house.settings = BackendSettings(
+        environments=EnvironmentSettings(ready_seconds=3, reconcile_seconds=0.2, pull_stall_minutes=1)
+    )
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        for _ in range(24):
+            progress("pulling big:1 \x1b[31m78 %")
+            await asyncio.sleep(0.25)
+
+    environment = await house.environments.create(alice, Request("train"))
+    async with house.running(memory=Pulling(house.engine, pull)):
+        shown = await house.until(environment, lambda row: row.progress.startswith("pulling big:1"))
+        assert "\x1b" not in shown.progress
+        assert (await house.environments.wait(alice, "train")).state is EnvironmentState.RUNNING
+        assert len(house.guests.prepared) == 1
+
+
+async def test_a_pull_that_stands_still_fails(house: House, alice: Caller) -> None:
+    house.settings = BackendSettings(environments=EnvironmentSettings(reconcile_seconds=0.2, pull_stall_minutes=0.005))
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        progress("pulling big:1 78 %")
+        await asyncio.sleep(600)
+
+    environment = await house.environments.create(alice, Request("train"))
+    async with house.running(memory=Pulling(house.engine, pull)):
+        row = await house.until_state(environment, EnvironmentState.FAILED)
+    assert row.reason == "the pull of its image stood still for 0.005 min (pulling big:1 78 %)"
+    assert not house.guests.prepared
+
+
+async def test_pulls_take_no_place_from_others_and_end_with_the_wish(house: House, alice: Caller) -> None:
+    ended: list[str] = []
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.append("pull")
+
+    compute = Pulling(house.engine, pull)
+    slow = [await house.environments.create(alice, Request(f"slow{number}")) for number in range(9)]
+    async with house.running(memory=compute):
+        async with asyncio.timeout(60):
+            while compute.tries < 9:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await house.environments.delete(alice, "slow0")
+        await house.until_gone(slow[0])
+        assert ended == ["pull"]
+        compute.has_image = True
+        other = await house.environments.create(alice, Request("other"))
+        await house.until_state(other, EnvironmentState.RUNNING)
+
+
+async def test_an_engine_that_stays_away_fails_a_start_that_waits_for_its_image(house: House, alice: Caller) -> None:
+    house.settings = BackendSettings(environments=EnvironmentSettings(ready_seconds=1, reconcile_seconds=0.2))
+    house.engine.away = True
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        raise AssertionError("nobody is there to pull")
+
+    environment = await house.environments.create(alice, Request("train"))
+    async with house.running(memory=Pulling(house.engine, pull)):
+        row = await house.until_state(environment, EnvironmentState.FAILED)
+    assert AWAY in row.reason
 
 
 @pytest.mark.parametrize("wish", [Wish.DELETED, Wish.STOPPED])

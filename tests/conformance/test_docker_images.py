@@ -74,9 +74,16 @@ async def test_docker_pulls_with_the_login_of_this_pull(
 async def test_an_image_is_brought_to_a_host_beforehand(
     tmp_path: Path, guest: Path, settings: RegistrySettings, reference: str
 ) -> None:
-    compute = KITS["docker"](tmp_path, guest, []).compute
+    kit = KITS["docker"](tmp_path, guest, [])
+    compute = kit.compute
     assert isinstance(compute, DockerCompute)
     assert compute.is_here
+    spec = kit.spec(image=reference, image_auth=engine_auth(settings))
+    assert await compute.lacks_image(spec)
+    await compute.bring_image(spec, print)
+    await compute.bring_image(spec, print)
+    assert not await compute.lacks_image(spec)
+    await compute.drop_image(reference)
     await compute.pull_image(reference, "model:v1", engine_auth(settings), print)
     assert docker("image", "inspect", "--format", "{{.Id}}", reference).startswith("sha256:")
     await compute.drop_image(reference)

@@ -93,7 +93,7 @@ class DockerCompute:
         if spec.gpus and config.is_podman(await self._engine.info()):
             raise Unavailable("the host's engine is Podman, which gives no GPUs to containers")
         labels = await self._engine.container_labels(place.container)
-        if labels is not None and config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels):
+        if labels is not None and _is_as(spec, labels):
             return place.container
         name = self._image_name(spec.image)
         title = spec.image_title or name
@@ -246,6 +246,16 @@ class DockerCompute:
     async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
         with translated():
             await self._engine.pull(config.check_image(reference), progress, title, auth)
+
+    async def lacks_image(self, spec: WorkloadSpec) -> bool:
+        labels = await self._engine.container_labels(Place(spec.id).container)
+        if labels is not None and _is_as(spec, labels):
+            return False
+        return await self._engine.known_image(self._image_name(spec.image)) is None
+
+    async def bring_image(self, spec: WorkloadSpec, progress: Progress) -> None:
+        name = self._image_name(spec.image)
+        await self._engine.image(name, progress, title=spec.image_title or name, auth=spec.image_auth)
 
     async def drop_image(self, reference: str) -> None:
         await self._engine.delete_image(reference)
@@ -463,6 +473,11 @@ class DockerCompute:
         del self._streams[watch]
         if not watch.cancelled() and (error := watch.exception()) is not None:
             log.error("watching an exec failed", exc_info=error)
+
+
+def _is_as(spec: WorkloadSpec, labels: Mapping[str, str]) -> bool:
+    """Whether the container with these labels can be kept for `spec`."""
+    return config.has_these_gpus(spec, labels) and config.has_these_mounts(spec, labels)
 
 
 def _nobody(line: str) -> None:

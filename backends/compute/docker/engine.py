@@ -89,10 +89,16 @@ class Engine:
     async def pull(self, name: str, progress: Progress, title: str, auth: str) -> None:
         """Ask its registry for it, whether it is here or not."""
         layers: dict[str, tuple[int, int]] = {}
+        heard: dict[str, object] = {}
         login = json.loads(base64.urlsafe_b64decode(auth)) if auth else None
         try:
             async for line in self._docker.images.pull(name, stream=True, auth=login):
                 amounts = line.get("progressDetail") or {}
+                # An engine may say the same of a layer again and again while nothing comes: that is no progress.
+                news = (line.get("status"), amounts.get("current"))
+                if heard.get(line.get("id", "")) == news:
+                    continue
+                heard[line.get("id", "")] = news
                 if line.get("status") == "Downloading" and amounts.get("total"):
                     layers[line["id"]] = (amounts.get("current", 0), amounts["total"])
                 elif line.get("id") in layers and line.get("status") in (
