@@ -22,7 +22,7 @@ from backends.compute.dial import HasNamespace, dial
 from backends.compute.places import place_of
 from backends.cuda import cuda_warnings
 from backends.images import Images
-from backends.lifecycle import Due, LifecycleChoice, Step, check_keep_days, due, keep_days, warning
+from backends.lifecycle import Due, LifecycleChoice, Step, check_keep_days, due, farewell, keep_days, warning
 from backends.mounts import begin_mounts, mount_variables
 from backends.planning import Plan, Planner, Request, amounts
 from backends.port_rows import begin_ports
@@ -238,6 +238,15 @@ class Environments:
             for key, (row, coming) in found.items()
             if coming is not None and moment >= coming.at - coming.notice and coming.step is not Step.DELETE
         }
+
+    async def farewells(self, environment_ids: Sequence[str]) -> Mapping[str, str]:
+        """What people in those environments that are to run no longer must be told, by ids."""
+        if not environment_ids:
+            return {}
+        ending = (Environment.id.in_(environment_ids), Environment.wish != Wish.RUNNING)
+        async with self._database.reading() as tx:
+            rows = (await tx.scalars(select(Environment).where(*ending))).all()
+        return {row.id: farewell(row) for row in rows}
 
     async def open(
         self, caller: Caller, action: Action, name: str, on_progress: Callable[[str], None] | None = None

@@ -279,3 +279,11 @@ def warning(environment: Environment, settings: LifecycleSettings, coming: Due, 
     }.get(coming.step, "")  # fmt: skip
     at = time_words(environment, settings, then_at)
     return f"{environment.name} {_WHAT[coming.step]} in {span_words(left)}, at {at}. {advice}".rstrip()
+
+
+def farewell(environment: Environment) -> str:
+    """What its terminals are told when it is to run no longer."""
+    if environment.wish is Wish.DELETED:
+        return f"{environment.name} is deleted now."
+    why = f" ({environment.wish_reason})" if environment.wish_reason else ""
+    return f"{environment.name} is stopped now{why}: log in again, and it wakes."

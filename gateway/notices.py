@@ -1,4 +1,4 @@
-"""Lines in open terminals: that their environment will be stopped, and that it will not after all.
+"""Lines in open terminals: that their environment will be stopped, that it is now, or that it will not after all.
 
 Each process tells its own terminals; what to tell is in the database, so it does not matter which process decided it.
 """
@@ -71,10 +71,14 @@ class Notices:
         environments = sorted({terminal.environment_id for terminal in terminals})
         warnings = await services.environments.warnings(environments)
         services.environments.activity.watch(frozenset(warnings))
+        # A warning ends with a sign of life, or because its time has come.
+        over = [one.environment_id for one in terminals if one.is_warned and one.environment_id not in warnings]
+        farewells = await services.environments.farewells(over)
         for terminal in terminals:
             warning = warnings.get(terminal.environment_id)
             if warning is not None and not terminal.is_warned:
                 terminal.say(f"ashore: {warning}")
             elif warning is None and terminal.is_warned:
-                terminal.say(f"ashore: {terminal.name} goes on running: the warning is withdrawn.")
+                withdrawn = f"{terminal.name} goes on running: the warning is withdrawn."
+                terminal.say(f"ashore: {farewells.get(terminal.environment_id, withdrawn)}")
             terminal.is_warned = warning is not None

@@ -15,6 +15,7 @@ from backends.compute.memory import MemoryCompute, MemoryEngine
 from backends.environments import Environments
 from backends.lifecycle import LifecycleChoice
 from backends.planning import Request
+from backends.reconcilers.expiry import ExpiryReconciler
 from backends.settings import BackendSettings
 from gateway.notices import Notices
 from storage.access import Caller
@@ -22,7 +23,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.clock import now
 from storage.database.engine import Database
-from storage.records import Environment, EnvironmentState, Lifecycle
+from storage.records import Environment, EnvironmentState, Lifecycle, Wish
 
 
 class Process:
@@ -80,6 +81,33 @@ async def test_every_terminal_of_every_process_is_told_once(
             await process.look()
         assert one.said[2:] == ["ashore: train goes on running: the warning is withdrawn."] * 2
         assert two.said[1:] == one.said[2:3]
+
+
+async def test_what_falls_asleep_is_not_said_to_go_on(
+    processes: list[Process], database: Database, audit: AuditTrail, changes: Changes, train: str
+) -> None:
+    """The wish to stop and the end of the warning are written at once: that must not be taken for a withdrawal."""
+    (one, _) = processes
+    long_ago = now() - timedelta(hours=3)
+    await write(database, train, started=long_ago, lifecycle_from=long_ago, warned=now() - timedelta(hours=1))
+    with one.terminal(train):
+        await one.look()
+        accounts: Any = None  # nobody is started
+        settings = BackendSettings().lifecycle
+        await ExpiryReconciler(database, audit, changes, accounts, one.environments, settings).act(train)
+        await one.look()
+        await one.look()
+    assert one.said[1:] == ["ashore: train is stopped now (no sign of life for 2 h): log in again, and it wakes."]
+
+
+async def test_what_is_deleted_is_not_said_to_go_on(processes: list[Process], database: Database, train: str) -> None:
+    (one, _) = processes
+    await write(database, train, warned=now() - timedelta(minutes=10))
+    with one.terminal(train):
+        await one.look()
+        await write(database, train, warned=None, wish=Wish.DELETED)
+        await one.look()
+    assert one.said[1:] == ["ashore: train is deleted now."]
 
 
 async def test_who_comes_after_a_warning_is_told_nothing_that_is_over(
