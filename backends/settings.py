@@ -281,7 +281,10 @@ class EnvironmentSettings(Group):
     """An environment that is not up after this time has failed, seconds. What its image and its data take to reach its
     machine does not count."""
     pull_stall_minutes: Annotated[float, Field(gt=0)] = 10.0
-    """A pull of its image that got nothing for this time has failed, minutes. One that gets on may take hours."""
+    """A pull of its image that got nothing for this time is begun anew, minutes. One that gets on may take hours."""
+    pull_retry_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """While the registry of its image does not answer, the pull is tried again for this time after it got something
+    last, minutes. Then the environment has failed."""
     stop_grace_seconds: int = 10
     """Time between TERM and KILL when an environment is stopped, seconds."""
     limit_per_user: int = 20

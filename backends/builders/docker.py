@@ -15,6 +15,7 @@ from contextlib import aclosing
 from typing import Any
 
 from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.compute.contract import RegistryAway
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -69,7 +70,7 @@ class DockerBuilder:
             if await self._engine.known_image(base) is None:
                 write(f"pulling {base}\n".encode())
             image = await self._engine.image(base, lambda _: None, auth=auth)
-        except BadInput as error:
+        except (BadInput, RegistryAway) as error:
             raise StepFailed(error.message, 1) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])

@@ -14,10 +14,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from storage.errors import BadInput
+from storage.errors import BadInput, Unavailable
 
 Progress = Callable[[str], None]
 """Takes one short line for people, such as `pulling debian:bookworm 61 %`; may be called at any rate."""
+
+
+class RegistryAway(Unavailable):
+    """The engine answers, and could not get an image now: trying again may help."""
 
 
 class State(StrEnum):
@@ -148,7 +152,8 @@ class Compute(Protocol):
     async def create(self, spec: WorkloadSpec, progress: Progress) -> str:
         """Make the workload, without starting it, and return its handle; if one with this id exists, return that.
 
-        A create that fails leaves nothing behind. BadInput: the spec cannot be met (no such image).
+        A create that fails leaves nothing behind. BadInput: the spec cannot be met (no such image). RegistryAway: its
+        image is not here, and its registry does not answer.
         """
         ...
 
@@ -223,7 +228,8 @@ class HasImages(Protocol):
         ...
 
     async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
-        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody has it."""
+        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody gives it.
+        RegistryAway: its registry does not answer."""
         ...
 
     async def drop_image(self, reference: str) -> None:
@@ -240,7 +246,10 @@ class HasPulls(Protocol):
         ...
 
     async def bring_image(self, spec: WorkloadSpec, progress: Progress) -> None:
-        """Pull its image, unless it is there; `progress` is called with every piece. BadInput: nobody has it."""
+        """Pull its image, unless it is there; `progress` is called with every piece.
+
+        BadInput: nobody gives it. RegistryAway: its registry does not answer.
+        """
         ...
 
 

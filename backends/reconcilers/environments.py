@@ -291,7 +291,8 @@ class EnvironmentReconciler:
             return
         spec = await self._spec(seen, {})
         if await compute.lacks_image(spec):
-            await bring_image(compute, spec, lines.set, stall_minutes=self._settings.pull_stall_minutes)
+            stall, retry = self._settings.pull_stall_minutes, self._settings.pull_retry_minutes
+            await bring_image(compute, spec, lines.set, stall_minutes=stall, retry_minutes=retry)
             self._began.pop(seen.id, None)  # its engine may have been away before
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:

@@ -1,4 +1,5 @@
-"""The pull of an image before a start. It takes as long as it takes: only one that stands still has a limit.
+"""The pull of an image before a start. It takes as long as it takes: only one that stands still has a limit, and one
+whose registry is away is tried again for a while.
 
 Which image, and with which login, is in the spec; whether anybody still wants it is for whoever calls.
 """
@@ -7,16 +8,45 @@ from __future__ import annotations
 
 import asyncio
 
-from backends.compute.contract import HasPulls, Progress, WorkloadSpec
-from storage.errors import Unavailable
+from backends.compute.contract import HasPulls, Progress, RegistryAway, WorkloadSpec
 from storage.names import printable
 
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
 
-async def bring_image(compute: HasPulls, spec: WorkloadSpec, progress: Progress, *, stall_minutes: float) -> None:
-    """Return when its engine has the image of `spec`. Unavailable: nothing came for so long.
 
-    Every call of `progress` is a sign of life, also one with the line of before: 1 % of 50 GB takes its time.
+async def bring_image(
+    compute: HasPulls, spec: WorkloadSpec, progress: Progress, *, stall_minutes: float, retry_minutes: float
+) -> None:
+    """Return when its engine has the image of `spec`. RegistryAway: nothing has come of it for `retry_minutes`.
+
+    An attempt during which nothing is heard for `stall_minutes` is given up. What the engine has got by then stays.
     """
+    loop = asyncio.get_running_loop()
+    since, failures, first = loop.time(), 0, ""
+
+    def hear(line: str) -> None:
+        nonlocal since, failures, first
+        first = first or line
+        if line != first:  # that is said before anybody is asked
+            since, failures = loop.time(), 0
+        progress(line)
+
+    while True:
+        first = ""
+        try:
+            return await _attempt(compute, spec, hear, stall_minutes)
+        except RegistryAway as error:
+            if loop.time() - since >= retry_minutes * 60:
+                raise
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10))
+            progress(f"tried again in {pause:g} s: {error.message}")
+        failures += 1
+        await asyncio.sleep(pause)
+
+
+async def _attempt(compute: HasPulls, spec: WorkloadSpec, progress: Progress, stall_minutes: float) -> None:
+    """Every call of `progress` is a sign of life, also one with the line of before: 1 % of 50 GB takes its time."""
     seconds = stall_minutes * 60
     last = "nothing has come yet"
 
@@ -31,4 +61,4 @@ async def bring_image(compute: HasPulls, spec: WorkloadSpec, progress: Progress,
         async with asyncio.timeout(seconds) as limit:
             await compute.bring_image(spec, hear)
     except TimeoutError as error:
-        raise Unavailable(f"the pull of its image stood still for {stall_minutes:g} min ({last})") from error
+        raise RegistryAway(f"the pull of its image stood still for {stall_minutes:g} min ({last})") from error

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from backends.compute.contract import State, WorkloadSpec
+from backends.compute.contract import RegistryAway, State, WorkloadSpec
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute, MemoryEngine, Workload
 from backends.environments import Environments
 from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import loop as loop_module
+from backends.reconcilers import pulls
 from backends.reconcilers.environments import AWAY, EnvironmentReconciler
 from backends.settings import BackendSettings, EnvironmentSettings
 from storage.access import Action, Caller
@@ -267,7 +268,9 @@ async def test_a_pull_may_take_longer_than_an_environment_may(house: House, alic
 
 
 async def test_a_pull_that_stands_still_fails(house: House, alice: Caller) -> None:
-    house.settings = BackendSettings(environments=EnvironmentSettings(reconcile_seconds=0.2, pull_stall_minutes=0.005))
+    house.settings = BackendSettings(
+        environments=EnvironmentSettings(reconcile_seconds=0.2, pull_stall_minutes=0.005, pull_retry_minutes=0)
+    )
 
     async def pull(progress: Callable[[str], None]) -> None:
         progress("pulling big:1 78 %")
@@ -278,6 +281,44 @@ async def test_a_pull_that_stands_still_fails(house: House, alice: Caller) -> No
         row = await house.until_state(environment, EnvironmentState.FAILED)
     assert row.reason == "the pull of its image stood still for 0.005 min (pulling big:1 78 %)"
     assert not house.guests.prepared
+
+
+async def test_a_registry_that_is_away_is_asked_again(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to be taken for one that has no such image, and the environment waited for hands."""
+    monkeypatch.setattr(pulls, "_FIRST_PAUSE", 0.1)
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        progress("pulling big:1")
+        if compute.tries < 4:
+            raise RegistryAway("no registry gives the image 'big:1' now (connection refused)")
+
+    compute = Pulling(house.engine, pull)
+    environment = await house.environments.create(alice, Request("train"))
+    async with house.running(memory=compute):
+        await house.until(environment, lambda row: row.progress.startswith("tried again in 0."))
+        await house.until_state(environment, EnvironmentState.RUNNING)
+    assert compute.tries == 4
+    assert ("creating", "failed") not in await house.steps()
+
+
+async def test_a_registry_that_stays_away_fails_in_the_end(
+    house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulls, "_FIRST_PAUSE", 0.05)
+    house.settings = BackendSettings(environments=EnvironmentSettings(reconcile_seconds=0.2, pull_retry_minutes=0.01))
+
+    async def pull(progress: Callable[[str], None]) -> None:
+        progress("pulling big:1")
+        raise RegistryAway("no registry gives the image 'big:1' now (connection refused)")
+
+    compute = Pulling(house.engine, pull)
+    environment = await house.environments.create(alice, Request("train"))
+    async with house.running(memory=compute):
+        row = await house.until_state(environment, EnvironmentState.FAILED)
+    assert row.reason == "no registry gives the image 'big:1' now (connection refused)"
+    assert compute.tries > 1
 
 
 async def test_pulls_take_no_place_from_others_and_end_with_the_wish(house: House, alice: Caller) -> None:

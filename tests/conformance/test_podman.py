@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from backends.compute.contract import RegistryAway
 from backends.compute.docker.driver import DockerCompute
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.lines import UnixLine
 from backends.settings import BackendSettings
-from storage.errors import BadInput, Unavailable
+from storage.errors import Unavailable
 from tests.conformance.conftest import podman_kit, run
 from tests.conformance.docker_hosts import Sshd
 from tests.conformance.podman import Podman
@@ -98,11 +99,11 @@ async def test_by_way_of_ssh(podman: Podman, guest: Path, tmp_path: Path) -> Non
     assert not kit.leftovers(spec.id)
 
 
-async def test_a_registry_that_refuses(podman: Podman, guest: Path) -> None:
+async def test_a_registry_that_is_away(podman: Podman, guest: Path) -> None:
     kit = podman_kit(podman, guest, [])
     spec = kit.spec(image="localhost:1/lab/base:1")
     try:
-        with pytest.raises(BadInput, match="there is no image 'localhost:1/lab/base:1' here.*connection refused"):
+        with pytest.raises(RegistryAway, match="no registry gives the image 'localhost:1/lab/base:1'.*refused"):
             await kit.compute.create(spec, print)
     finally:
         await kit.compute.close()

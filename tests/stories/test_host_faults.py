@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,11 @@ def registry(directory: Path, port: int, *, auth: str = "") -> Iterator[None]:
         process.wait(timeout=30)
 
 
+def shown(gateway: Gateway) -> Mapping[str, str]:
+    row: Mapping[str, str] = gateway.json("alice", "env", "show", "a")
+    return row
+
+
 def test_a_registry_that_gives_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -85,11 +90,9 @@ def test_a_registry_that_gives_nothing(tmp_path: Path) -> None:
     lock = f"auth:\n  htpasswd:\n    realm: lab\n    path: {tmp_path}/htpasswd\n"
     with served(tmp_path / "gateway") as gateway:
         try:
-            assert gateway.ssh("alice", *create, check=False, timeout=120).returncode != 0
-            assert f"there is no image '{image}' here, and no registry gave it" in failed(gateway, "a")
-            assert "connection refused" in failed(gateway, "a")
             with registry(tmp_path, port, auth=lock):
-                assert gateway.ssh("alice", *start, check=False, timeout=120).returncode != 0
+                assert gateway.ssh("alice", *create, check=False, timeout=120).returncode != 0
+                assert f"there is no image '{image}' here, and no registry gave it" in failed(gateway, "a")
                 assert "no basic auth credentials" in failed(gateway, "a")
             with registry(tmp_path, port):
                 assert gateway.ssh("alice", *start, check=False, timeout=120).returncode != 0
@@ -97,8 +100,11 @@ def test_a_registry_that_gives_nothing(tmp_path: Path) -> None:
                 run(["docker", "tag", IMAGE, image])
                 run(["docker", "push", "-q", image], timeout=200)
                 run(["docker", "rmi", image])
-                gateway.ssh("alice", *start, timeout=120)
-                assert reserved(gateway) == 1
+            gateway.ssh("alice", "env", "start", "a")
+            eventually(lambda: "connection refused" in shown(gateway)["progress"], seconds=60)
+            assert (shown(gateway)["state"], reserved(gateway)) == ("creating", 1)
+            with registry(tmp_path, port):  # and nobody starts anything again
+                eventually(lambda: shown(gateway)["state"] == "running", seconds=120)
                 assert gateway.ssh("alice+a", "echo up").stdout == b"up\n"
         finally:
             gateway.ssh("alice", "env", "delete", "a", "--wait", check=False)

@@ -74,6 +74,8 @@ PATTERNS = (
     mark("'{text}' is more than any machine has"),
     mark("'{text}' is not a number of processors: write for example 2 or 0.5"),
     mark("there is no image '{image}' here, and no registry gave it ({reason})"),
+    mark("tried again in {seconds} s: {reason}"),
+    mark("no registry gives the image '{image}' now ({reason})"),
     mark("the pull of its image stood still for {minutes} min ({line})"),
     mark("it was not ready within {seconds} s ({line})"),
     mark("the image has no /bin/sh, which an environment needs"),

@@ -18,7 +18,7 @@ from aiodocker.exceptions import DockerError
 from aiodocker.networks import DockerNetwork
 from aiodocker.volumes import DockerVolume
 
-from backends.compute.contract import Progress
+from backends.compute.contract import Progress, RegistryAway
 from backends.compute.docker.config import JSON, pull_line
 from backends.compute.docker.lines import Line, LineConnector
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
@@ -36,6 +36,12 @@ _NO_CONNECTION = 900
 _CONFLICTS = ("container state improper", "already in use", "already exists", "is being used")
 """What Podman says with status 500 where Docker has status 409."""
 FULL = "the disk of the host's Docker engine is full: no space left on device"
+_REFUSALS = (400, 401, 403, 404)
+_REFUSAL_WORDS = (
+    "manifest unknown", "name unknown", "not found", "no matching manifest", "no basic auth", "unauthorized",
+    "authentication required", "denied", "forbidden", "invalid reference",
+)  # fmt: skip
+"""Registries' and engines' words for 401, 403 and 404, which engines pass on with status 500 or inside the stream."""
 _NO_SPACE = "no space left on device"
 _REMOVAL_TRIES = 50
 _ONCE_SECONDS = 60.0
@@ -67,7 +73,7 @@ class Engine:
 
     # ---- images ----------------------------------------------------------------------------------------------
     async def image(self, name: str, progress: Progress, *, title: str = "", auth: str = "") -> JSON:
-        """The image `name`, pulled if it is not here; BadInput if nobody has it.
+        """The image `name`, pulled if it is not here. BadInput: nobody gives it. RegistryAway: its registry is away.
 
         `title` is what people call it, `auth` the login that its registry wants: it goes with this pull and no other.
         """
@@ -79,7 +85,10 @@ class Engine:
                     raise
             progress(f"pulling {title or name}")
             await self.pull(name, progress, title or name, auth)
-            return await self._docker.images.inspect(name)
+            found = await _or_none(self._docker.images.inspect(name))
+        if found is None:  # the engine was stopped meanwhile, which looks like the end of the stream
+            raise RegistryAway(f"the pull of '{title or name}' broke off")
+        return found
 
     async def known_image(self, name: str) -> JSON | None:
         """The image `name`; None if it is not here. Nothing is pulled."""
@@ -87,7 +96,7 @@ class Engine:
             return await _or_none(self._docker.images.inspect(name))
 
     async def pull(self, name: str, progress: Progress, title: str, auth: str) -> None:
-        """Ask its registry for it, whether it is here or not."""
+        """Ask its registry for it, whether it is here or not. BadInput and RegistryAway as for `image`."""
         layers: dict[str, tuple[int, int]] = {}
         heard: dict[str, object] = {}
         login = json.loads(base64.urlsafe_b64decode(auth)) if auth else None
@@ -112,6 +121,8 @@ class Engine:
             if error.status == _NO_CONNECTION or _NO_SPACE in error.message:
                 raise
             said = printable(error.message, limit=200)
+            if not _is_refusal(error, name):
+                raise RegistryAway(f"no registry gives the image '{title}' now ({said})") from error
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
     async def build(self, context: bytes, parameters: Mapping[str, str]) -> AsyncGenerator[Mapping[str, Any]]:
@@ -362,6 +373,12 @@ def translated() -> Generator[None]:
         raise _translate(error) from error
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise Unavailable(AWAY) from error
+
+
+def _is_refusal(error: DockerError, name: str) -> bool:
+    """Whether a registry has answered a pull with no. All else may pass: names, connections, TLS, proxies, quotas."""
+    said = error.message.replace(name, "").casefold()
+    return error.status in _REFUSALS or any(words in said for words in _REFUSAL_WORDS)
 
 
 def _status(error: DockerError) -> int:
