@@ -1,7 +1,8 @@
 """Which host a new environment gets. Pure: no database and no engine here.
 
 A host has what its machine has, and what environments reserved is taken from it; cores and memory may be promised
-several times, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses.
+several times, and GPUs by `gpus`. Something new fits or it does not; among those where it fits the policy chooses. What
+asks for no GPU goes to a host with cards only where there is room nowhere else: they would stand idle beside it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Room:
         """How much of that which is scarcest is taken, 0 to 1."""
         if not self.cpus or not self.memory:
             return 1.0
-        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory_to_promise)
+        cards = self.cards_in_use / len(self.cards) if self.cards else 0.0
+        return max(self.used_cpus / self.cpus_to_promise, self.used_memory / self.memory_to_promise, cards)
 
     def lacks(self, need: Need) -> str:
         """What of `need` it has not left, for people; empty if it fits."""
@@ -131,7 +133,11 @@ def choose(offers: Sequence[Offer], policy: str, *, only_here: str = "") -> Choi
     if not fitting:
         return Choice(None, sorted(against.items()), is_never=bool(offers) and all(offer.never for offer in offers))
     rank = _POLICIES[policy]
-    return Choice(min(fitting, key=lambda offer: rank(offer.room)))
+    return Choice(min(fitting, key=lambda offer: (_wastes_cards(offer), rank(offer.room))))
+
+
+def _wastes_cards(offer: Offer) -> bool:
+    return bool(offer.room.cards) and not offer.need.gpus.count
 
 
 def objection(offer: Offer, *, only_here: str = "") -> str:

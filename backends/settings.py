@@ -178,9 +178,10 @@ class DockerSettings(Group):
 
 class PlacementSettings(Group):
     policy: Literal["least-used", "pack", "spread"] = "least-used"
-    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores
-    and memory left. `pack`: the one with least left, so that others stay empty for large ones. `spread`: the one with
-    the fewest environments."""
+    """Which Docker host a new environment gets, of those that have room. `least-used`: the one with most of its cores,
+    memory and GPUs left, by what is scarcest there. `pack`: the one with least left, so that others stay empty for
+    large ones. `spread`: the one with the fewest environments. By all of them, what asks for no GPU goes to a host
+    with GPUs last."""
     cpu_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0
     """How many times a host's cores may be promised: most programs do not use theirs all the time."""
     memory_overcommit: Annotated[float, Field(ge=1, le=64)] = 4.0

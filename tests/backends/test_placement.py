@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from backends.gpus import Card, GpuHolder, GpuNeed
 from backends.placement import Need, Offer, Room, choose
-from storage.records import HostState
+from storage.records import GpuMode, HostState
 
 GIB = 1024**3
 NEED = Need(2, 4 * GIB)
@@ -33,6 +34,35 @@ def test_each_policy_has_its_favourite() -> None:
 def test_the_scarcest_thing_counts() -> None:
     rooms = [room("a", used_cpus=1.0, used_memory=8 * GIB), room("b", used_cpus=3.0, used_memory=1 * GIB)]
     assert chosen(rooms) == "b"
+
+
+def card(uuid: str, *holders: str) -> Card:
+    held = [GpuHolder(name, name, "alice", "w", GpuMode.EXCLUSIVE) for name in holders]
+    return Card(uuid, "A100", 80 * GIB, holders=held)
+
+
+GPU = Need(2, 4 * GIB, GpuNeed(1, GpuMode.EXCLUSIVE))
+
+
+def test_cards_are_among_the_scarce_things() -> None:
+    """A host with one card left of four used to be as good as one with four, as long as cores were left."""
+    tight = [card("a1", "x"), card("a2", "y"), card("a3", "z"), card("a4")]
+    rooms = [
+        room("a", used_cpus=1.0, environments=3, cards=tight),
+        room("b", used_cpus=2.0, environments=3, cards=[card("b1", "v"), card("b2")]),
+    ]
+    assert [round(one.fullness, 2) for one in rooms] == [0.75, 0.5]
+    assert [chosen(rooms, policy, GPU) for policy in ("least-used", "pack", "spread")] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("policy", ["least-used", "pack", "spread"])
+def test_work_without_gpus_goes_to_hosts_with_cards_last(policy: str) -> None:
+    gpus = room("gpus", cards=[card("a1"), card("a2")])
+    busy = room("busy", used_cpus=4.0, used_memory=8 * GIB, environments=4)
+    assert chosen([gpus, busy], policy) == "busy"
+    assert chosen([gpus, busy], policy, GPU) == "gpus"
+    full = room("full", used_cpus=7.0)
+    assert chosen([gpus, full], policy) == "gpus"
 
 
 def test_the_same_hosts_give_the_same_choice() -> None:
