@@ -29,6 +29,8 @@ class GpuHolder:
     owner: str
     workspace_id: str
     mode: GpuMode
+    due: str = ""
+    """Until when, as things stand, such as `20:00 UTC (its schedule)`; empty: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ def lacks(cards: Sequence[Card], need: GpuNeed, shares: int) -> str:
     if not names:
         return said + (", GPU lost" if len(present) < len(there) else "")
     shown = " and ".join(names[:_MOST_NAMES]) + (" and others" if len(names) > _MOST_NAMES else "")
-    return f"{said}, held by {shown} until {'that stops' if len(by_id) == 1 else 'one of them stops'}"
+    if len(by_id) > 1:
+        return f"{said}, held by {shown} until one of them stops"
+    (holder,) = by_id.values()
+    return f"{said}, held by {shown} until {holder.due or 'that stops'}"
 
 
 def lost(cards: Mapping[str, object], present: Collection[str]) -> Sequence[str]:

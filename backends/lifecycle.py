@@ -255,6 +255,19 @@ def time_words(environment: Environment, settings: LifecycleSettings, moment: da
     return f"{moment.astimezone(zone_of(name) or ZoneInfo('UTC')):%H:%M} {name}"
 
 
+def until_words(environment: Environment, settings: LifecycleSettings, moment: datetime) -> str:
+    """Until when it runs, as things stand: `20:00 UTC (its schedule)`; empty: nobody knows."""
+    coming = due(environment, settings, moment)
+    if coming is None or coming.step is Step.START:
+        return ""
+    then_at = effective(environment, coming)
+    at = time_words(environment, settings, then_at)
+    if then_at - moment >= timedelta(days=1):
+        zone = zone_of(environment.timezone or settings.timezone) or ZoneInfo("UTC")
+        at = f"{then_at.astimezone(zone):%Y-%m-%d} {at}"
+    return f"{at} (its schedule)" if coming.step is Step.STOP else f"{at}, or longer if it is used"
+
+
 _WHAT = {
     Step.START: "starts",
     Step.STOP: "is stopped by its schedule",

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from sqlalchemy import func, select
 
 from backends.gpus import Card, GpuHolder, GpuNeed, impossible, lacks, lost, pick
+from backends.lifecycle import until_words
 from backends.limits import Limits, Machine
 from backends.placement import Choice, Need, Offer, Room, choose, objection
 from backends.settings import BackendSettings
+from storage.clock import Clock, now
 from storage.database.transaction import Transaction
 from storage.records import Environment, Gpu, Host, HostState
 
@@ -37,7 +39,9 @@ class Ask:
 class Reservations:
     """Rooms of hosts. `hold` first, where something is going to be taken."""
 
-    def __init__(self, settings: BackendSettings) -> None:
+    def __init__(self, settings: BackendSettings, clock: Clock = now) -> None:
+        self._clock = clock
+        self._lifecycle = settings.lifecycle
         self._placement = settings.placement
         self._limits = settings.environments
         self._shares = settings.gpus.shares
@@ -64,9 +68,11 @@ class Reservations:
         """The cards of each host, with who holds them."""
         query = select(Environment).where(Environment.reserves.is_(True), Environment.gpus > 0)
         holders: defaultdict[str, list[GpuHolder]] = defaultdict(list)
+        moment = self._clock()
         for row in (await tx.scalars(query.order_by(Environment.owner_name, Environment.name))).all():
+            due = until_words(row, self._lifecycle, moment)
             for uuid in row.cards:
-                holders[uuid].append(GpuHolder(row.id, row.name, row.owner_name, row.workspace_id, row.gpu_mode))
+                holders[uuid].append(GpuHolder(row.id, row.name, row.owner_name, row.workspace_id, row.gpu_mode, due))
         cards: defaultdict[str, list[Card]] = defaultdict(list)
         for gpu in (await tx.scalars(select(Gpu).where(Gpu.host.in_(hosts)).order_by(Gpu.uuid))).all():
             facts = (gpu.uuid, gpu.model, gpu.memory, gpu.parent, gpu.profile, gpu.is_present)

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from backends.compute.memory import MISSING_IMAGE, MemoryCompute
 from backends.compute.places import GpuFact
 from backends.environments import Environments
+from backends.lifecycle import LifecycleChoice
 from backends.planning import Request
 from backends.reconcilers import environments as module
 from backends.reconcilers import hosts as hosts_module
@@ -22,7 +23,7 @@ from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import BadInput, OverQuota, Unavailable
 from storage.quotas import Quotas
-from storage.records import AuditEvent, EnvironmentState, Gpu
+from storage.records import AuditEvent, EnvironmentState, Gpu, Lifecycle
 from storage.settings import QuotaSettings
 from tests.backends.test_hosts import House
 
@@ -83,6 +84,17 @@ async def test_two_at_once_ask_for_the_last_card(house: House, alice: Caller, bo
     assert isinstance(error, Unavailable)
     (got,) = [one for one in made if not isinstance(one, BaseException)]
     assert f"held by {got.owner_name}'s '{got.name}' until that stops" in error.message
+
+
+async def test_who_waits_for_a_card_reads_until_when_a_schedule_holds_it(
+    house: House, alice: Caller, bob: Caller
+) -> None:
+    house.engines["near"].gpus = [A]
+    await house.watch.look()
+    daily = LifecycleChoice(Lifecycle.SCHEDULED, stop_at="0 20 * * *")
+    await house.make(alice, "day", gpus=1, lifecycle=daily)
+    with pytest.raises(Unavailable, match=r"held by alice's 'day' until 20:00 UTC \(its schedule\)"):
+        await house.make(bob, "b", gpus=1)
 
 
 async def test_what_can_never_be_is_wrong_use(house: House, alice: Caller) -> None:

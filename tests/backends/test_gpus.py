@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -129,6 +130,8 @@ def test_the_sentence_names_who_holds_the_last_one() -> None:
     assert said == "GPUs: 0 of 1 left, 1 needed, held by somebody of another workspace until that stops"
     said = lacks([card("a", ours), card("b", theirs)], need, 2)
     assert said.endswith("held by alice's 'train' and somebody of another workspace until one of them stops")
+    due = replace(ours, due="20:00 UTC (its schedule)")
+    assert lacks([card("a", due)], need, 2).endswith("held by alice's 'train' until 20:00 UTC (its schedule)")
     assert lacks([card("a")], need, 2) == lacks([], GpuNeed(), 2) == ""
 
 

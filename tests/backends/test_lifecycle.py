@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from backends.lifecycle import Due, LifecycleChoice, Step, due, effective, fell_asleep, span_words, warning
+from backends.lifecycle import (
+    Due,
+    LifecycleChoice,
+    Step,
+    due,
+    effective,
+    fell_asleep,
+    span_words,
+    until_words,
+    warning,
+)
 from backends.settings import LifecycleSettings
 from storage.records import Environment, EnvironmentState, Lifecycle, Wish
 
@@ -166,6 +176,22 @@ def test_the_words_of_a_warning() -> None:
     )
     coming = Due(Step.SLEEP, at("12:00"), timedelta(minutes=15), "")
     assert warning(one, SETTINGS, coming, at("11:59")).startswith("train sleeps in 1 min, at 20:00 Asia/Shanghai. Any")
+
+
+def test_until_when_others_wait() -> None:
+    def words(one: Environment, moment: str) -> str:
+        return until_words(one, SETTINGS, at(moment))
+
+    assert words(environment(Lifecycle.PERSISTENT), "09:00") == ""
+    scheduled = environment(Lifecycle.SCHEDULED, stop_at="0 20 * * *")
+    assert words(scheduled, "09:00") == "20:00 UTC (its schedule)"
+    scheduled.stop_at, scheduled.timezone = "0 20 * * WED", "Europe/Berlin"
+    assert words(scheduled, "09:00") == "2026-03-04 20:00 Europe/Berlin (its schedule)"
+    assert words(environment(Lifecycle.SCHEDULED, start_at="0 8 * * *"), "09:00") == ""
+    assert words(environment(Lifecycle.ON_DEMAND), "07:00") == "08:00 UTC, or longer if it is used"
+    assert (
+        words(environment(Lifecycle.EPHEMERAL, last_used=at("7:00")), "07:10") == "07:30 UTC, or longer if it is used"
+    )
 
 
 def test_who_was_there_before_it_fell_asleep() -> None:
