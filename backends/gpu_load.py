@@ -15,7 +15,7 @@ from typing import Any
 
 import pynvml
 
-from backends.compute.places import GpuDriver
+from backends.compute.places import GpuDriver, ProcessLoad
 from storage.errors import Unavailable
 from storage.names import printable
 
@@ -31,18 +31,6 @@ DRIVER_SCRIPT = "nvidia-smi"
 """A program for `sh -c`; `parse_driver` reads what it prints. CUDA's version is known only where libcuda is."""
 _DRIVER = re.compile(r"Driver Version:\s*([0-9.]{3,20})")
 _CUDA = re.compile(r"CUDA Version:\s*(\d{1,3})\.(\d{1,3})")
-
-
-@dataclass(frozen=True)
-class ProcessLoad:
-    """What one process takes of a card."""
-
-    pid: int
-    """As the host counts."""
-    utilization: int | None
-    """Percent of the time that a kernel of it ran; None: not known."""
-    memory: int
-    """Bytes of the card's memory; 0 also where the driver does not tell."""
 
 
 @dataclass(frozen=True)

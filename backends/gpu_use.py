@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from backends.activity import Activity
 from backends.compute.contract import Compute
-from backends.compute.places import GpuLoad, HasGpuLoads, place_of
+from backends.compute.places import GpuLoad, GpuShare, HasGpuLoads, ProcessLoad, place_of
 from backends.settings import LifecycleSettings
 from storage.database.engine import Database
 from storage.errors import AshoreError
@@ -42,6 +42,8 @@ class GpuUse:
     """Percent, of the environment's own processes; None: not known."""
     own_memory: int | None = None
     """Bytes."""
+    processes: Sequence[ProcessLoad] | None = None
+    """The environment's own ones; None: not known."""
 
 
 async def gpu_uses(
@@ -129,5 +131,6 @@ def _use(uuid: str, model: str, load: GpuLoad, handle: str) -> GpuUse:
     if load.shares is None:
         return GpuUse(uuid, model, load.utilization, load.used, load.memory)
     share = load.shares.get(handle)
-    utilization, memory = (share.utilization, share.memory) if share is not None else (0, 0)
-    return GpuUse(uuid, model, load.utilization, load.used, load.memory, utilization, memory)
+    share = share or GpuShare(0, 0)
+    own = (share.utilization, share.memory, tuple(sorted(share.processes, key=lambda one: one.pid)))
+    return GpuUse(uuid, model, load.utilization, load.used, load.memory, *own)

@@ -69,6 +69,18 @@ class HasGpus(Protocol):
 
 
 @dataclass(frozen=True)
+class ProcessLoad:
+    """What one process takes of a card."""
+
+    pid: int
+    """As the host counts."""
+    utilization: int | None
+    """Percent of the time that a kernel of it ran; None: not known."""
+    memory: int
+    """Bytes of the card's memory; 0 also where the driver does not tell."""
+
+
+@dataclass(frozen=True)
 class GpuShare:
     """What one workload takes of a card."""
 
@@ -76,6 +88,7 @@ class GpuShare:
     """Percent of the time that a kernel of it ran; None: not known."""
     memory: int
     """Bytes."""
+    processes: Sequence[ProcessLoad] = ()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _show(context: Context, options: argparse.Namespace, rows: Sequence[Row]) ->
     if options.watch and context.has_terminal and context.raw is not None:
         context.raw("\x1b[H\x1b[J")
     columns = {key: title for key, title in _COLUMNS.items() if options.all or key != "owner"}
-    shown = rows if options.json else [_texts(row) for row in rows]
+    shown = rows if options.json else [line for row in rows for line in (_texts(row), *_process_lines(row))]
     table(context, shown, columns, as_json=options.json, empty="nothing runs that could be measured")
     if options.watch and not context.has_terminal:
         context.out("\n")
@@ -80,6 +80,9 @@ def _gpu_row(use: GpuUse) -> Row:
     return {
         "uuid": use.uuid, "model": use.model, "percent": use.utilization, "memory_used": use.used,
         "memory": use.memory, "own_percent": use.own_utilization, "own_memory": use.own_memory,
+        "processes": None if use.processes is None else [
+            {"pid": one.pid, "percent": one.utilization, "memory": one.memory} for one in use.processes
+        ],
     }  # fmt: skip
 
 
@@ -99,6 +102,25 @@ def _texts(row: Row) -> Row:
     return {**row, **sizes, "gpus_text": ", ".join(_gpu_text(use) for use in gpus) or "-"}
 
 
+def _process_lines(row: Row) -> list[Row]:
+    """A line for each process on a card, below its environment."""
+    cards = row["gpus"]
+    assert isinstance(cards, list)
+    return [
+        {**dict.fromkeys(_COLUMNS, ""), "name": f"  process {one['pid']}", "gpus_text": _process_text(one, number)}
+        for number, card in enumerate(cards, start=1)
+        for one in card["processes"] or ()
+    ]
+
+
+def _process_text(one: Row, number: int) -> str:
+    """`60% 2GiB on card 1`."""
+    busy = "-" if one["percent"] is None else f"{one['percent']}%"
+    memory = one["memory"]
+    assert isinstance(memory, int)
+    return f"{busy} {amount(memory)} on card {number}"
+
+
 def _arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", default="", help="one environment (default: all of yours)")
     parser.add_argument("--all", action="store_true", help="everybody's (administrators)")
@@ -108,6 +130,7 @@ def _arguments(parser: Parser) -> None:
 STATS = Verb(
     "stats", "show the cores, memory, processes and GPUs that running environments take", _stats, _arguments,
     about="Cores are those of the last two seconds. Memory is counted without file cache that can be given back.\n"
-    "GPUS tells for each card how much of the time it computes and how much of its memory is used, by all who have it.",
+    "GPUS tells for each card how much of the time it computes and how much of its memory is used, by all on it. On\n"
+    "the gateway's machine a line follows for each of the environment's own processes on a card.",
     examples=("env stats", "env stats train --watch", "env stats --all --json"),
 )  # fmt: skip

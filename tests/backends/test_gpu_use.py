@@ -13,10 +13,10 @@ from sqlalchemy import update
 
 from backends.compute.docker.config import shared_out
 from backends.compute.memory import MemoryCompute, MemoryEngine
-from backends.compute.places import GpuDriver, GpuFact, GpuLoad, GpuShare
+from backends.compute.places import GpuDriver, GpuFact, GpuLoad, GpuShare, ProcessLoad
 from backends.cuda import wanted_cuda
 from backends.environments import Environments
-from backends.gpu_load import CardLoad, ProcessLoad, card_loads, driver_here, parse_driver, parse_load
+from backends.gpu_load import CardLoad, card_loads, driver_here, parse_driver, parse_load
 from backends.gpu_use import GpuSigns, GpuUse, gpu_uses, is_busy
 from backends.lifecycle import LifecycleChoice
 from backends.planning import Request
@@ -232,7 +232,8 @@ def test_processes_belong_to_the_container_of_their_control_group(tmp_path: Path
     (load,) = shared_out(
         [CardLoad("GPU-1", 90, 20, 80, [*processes, ProcessLoad(77, 1, 1)])], dict(zip(IDS, "xy", strict=True)), folder
     )
-    assert load == GpuLoad("GPU-1", 90, 20, 80, {"x": GpuShare(100, 11), "y": GpuShare(None, 7)})
+    x, y = GpuShare(100, 11, (processes[0], processes[2])), GpuShare(None, 7, (processes[1],))
+    assert load == GpuLoad("GPU-1", 90, 20, 80, {"x": x, "y": y})
 
 
 def test_processes_that_nobody_knows_say_nothing_of_anybody(tmp_path: Path) -> None:
@@ -310,9 +311,12 @@ async def test_nobody_is_asked_where_nothing_depends_on_it(house: House, alice: 
 
 async def test_figures_for_people(house: House, alice: Caller, bob: Caller) -> None:
     train = await house.add(alice)
-    house.engine.gpu_loads = [GpuLoad("GPU-1", 97, 40 * GIB, 80 * GIB, {"h": GpuShare(90, 30 * GIB)})]
+    one, two = ProcessLoad(7, 60, 20 * GIB), ProcessLoad(9, 30, 10 * GIB)
+    other = GpuShare(7, 10 * GIB, (ProcessLoad(8, 7, 10 * GIB),))
+    shares = {"h": GpuShare(90, 30 * GIB, (two, one)), "other": other}
+    house.engine.gpu_loads = [GpuLoad("GPU-1", 97, 40 * GIB, 80 * GIB, shares)]
     uses = await Loads(house.computes).gpus(alice, [train])
-    assert uses == {train.id: [GpuUse("GPU-1", "NVIDIA H200", 97, 40 * GIB, 80 * GIB, 90, 30 * GIB)]}
+    assert uses == {train.id: [GpuUse("GPU-1", "NVIDIA H200", 97, 40 * GIB, 80 * GIB, 90, 30 * GIB, (one, two))]}
     with pytest.raises(NotFound):
         await Loads(house.computes).gpus(bob, [train])
     train.state = EnvironmentState.STOPPED

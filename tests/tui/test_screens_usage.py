@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.compute.contract import Usage
-from backends.compute.places import GpuLoad
+from backends.compute.places import GpuLoad, GpuShare, ProcessLoad
 from storage.access import Caller
 from storage.records import EnvironmentState
 from tests.tui.conftest import Menu
@@ -39,21 +39,32 @@ async def test_what_runs_is_measured(menu: Menu, house: House, running: str, lan
         await shows(pilot, "asleep")
 
 
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("en", ("process 4711", "90 % 30 GiB on card 1")), ("zh", ("进程 4711", "90 % 30 GiB（第 1 块卡）"))],
+)
 async def test_gpus_have_figures_and_others_a_dash(
-    menu: Menu, house: House, running: str, alice: Caller, monkeypatch: pytest.MonkeyPatch
+    menu: Menu,
+    house: House,
+    running: str,
+    alice: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    language: str,
+    words: tuple[str, str],
 ) -> None:
     async def loads(compute: object) -> list[GpuLoad]:
-        return [GpuLoad("GPU-1", 97, 40 * GIB, 80 * GIB), GpuLoad("MIG-2", None, GIB, 10 * GIB)]
+        share = GpuShare(90, 30 * GIB, (ProcessLoad(4711, 90, 30 * GIB), ProcessLoad(4712, None, 0)))
+        return [GpuLoad("GPU-1", 97, 40 * GIB, 80 * GIB, {"h": share}), GpuLoad("MIG-2", None, GIB, 10 * GIB)]
 
     house.compute.used = Usage(cpu=10.0, memory=4 * GIB, processes=12)
     await make(house, alice, "plain", state=EnvironmentState.RUNNING, handle="j")
     await house.becomes(running, gpus=2, reserves=True, cards={"GPU-1": "H100", "MIG-2": "H100"})
     monkeypatch.setattr(type(house.compute), "gpu_loads", loads, raising=False)
-    app = menu()
+    app = menu(language)
     async with app.run_test(size=(140, 24)) as pilot:
         await shows(pilot, running)
         await pilot.press("w")
-        await shows(pilot, "97 % 40 GiB/80 GiB, - 1 GiB/10 GiB")
+        await shows(pilot, "97 % 40 GiB/80 GiB, - 1 GiB/10 GiB", *words, "4712")
         (line,) = [line for line in text(app).splitlines() if "plain" in line]
         assert line.rstrip().endswith("-")
         assert_fits(app)

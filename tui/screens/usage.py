@@ -88,9 +88,11 @@ class UsageScreen(Page):
     def _loaded(self, event: Loaded) -> None:
         cores = self._rates.of(event.loads)
         measured = [one for one in event.environments if one.id in event.loads]
-        self.query_one(Table).show_rows(
-            [_row(one, event.loads[one.id], cores.get(one.id), event.gpus.get(one.id, ())) for one in measured]
-        )
+        rows: list[Row] = []
+        for one in measured:
+            gpus = event.gpus.get(one.id, ())
+            rows += [_row(one, event.loads[one.id], cores.get(one.id), gpus), *_process_rows(self.texts, one, gpus)]
+        self.query_one(Table).show_rows(rows)
         self.query_one("#status", Line).show(_summary(self.texts, event.loads, cores))
 
     def action_back(self) -> None:
@@ -118,6 +120,19 @@ def _row(one: Environment, load: Load, cores: float | None, gpus: Sequence[GpuUs
             Cell(", ".join(_gpu_words(use) for use in gpus) or "-"),
         ),
     )
+
+
+def _process_rows(texts: Texts, one: Environment, gpus: Sequence[GpuUse]) -> list[Row]:
+    """A line for each of its processes on a card, where they are known."""
+    rows = []
+    for number, use in enumerate(gpus, start=1):
+        for process in use.processes or ():
+            busy = "-" if process.utilization is None else f"{process.utilization} %"
+            words = texts("{busy} {memory} on card {n}", busy=busy, memory=size_words(process.memory), n=number)
+            name = texts("process {pid}", pid=process.pid)
+            cells = (Cell(f"  {name}", "dim"), *(Cell(""),) * 6, Cell(words, "dim"))
+            rows.append(Row(f"{one.id} {use.uuid} {process.pid}", cells))
+    return rows
 
 
 def _gpu_words(use: GpuUse) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends.compute.contract import HostMount, Mount, State, Status, Usage, WorkloadSpec
-from backends.compute.places import GpuLoad, GpuShare
-from backends.gpu_load import CardLoad, ProcessLoad
+from backends.compute.places import GpuLoad, GpuShare, ProcessLoad
+from backends.gpu_load import CardLoad
 from backends.gpu_probe import SMI_SCRIPT
 from backends.settings import DockerSettings
 from storage.errors import BadInput
@@ -474,7 +474,7 @@ def _shares(processes: Sequence[ProcessLoad], names: Mapping[str, str], groups: 
                 before = found.get(name, GpuShare(0, 0))
                 known = before.utilization is not None and process.utilization is not None
                 percent = min(100, (before.utilization or 0) + (process.utilization or 0)) if known else None
-                found[name] = GpuShare(percent, before.memory + process.memory)
+                found[name] = GpuShare(percent, before.memory + process.memory, (*before.processes, process))
     # Processes of whom nothing can be said may be anybody's: nobody is told to take nothing then.
     return found if found or not processes else None
 

@@ -7,8 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from backends.compute.memory import MemoryCompute
+from backends.compute.places import GpuLoad, GpuShare, ProcessLoad
 from storage.access import Caller
+from storage.records import Environment
 from tests.gateway.commands.conftest import Desk
 
 
@@ -223,6 +227,28 @@ async def test_what_an_environment_has_is_not_deleted(desk: Desk, alice: Caller,
         answer = await desk.run(alice, f"env create spy --data {name}")
         assert (answer.status, answer.out) == (2, "")
         assert "there is no data set" in answer.err
+
+
+async def test_stats_of_each_process_on_a_gpu(desk: Desk, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = json.loads((await desk.run(alice, "env create train --wait --json")).out)
+    async with desk.services.database.writing() as tx:
+        values = {"gpus": 1, "reserves": True, "cards": {"GPU-1": "H100"}}
+        await tx.execute(update(Environment).where(Environment.id == made["id"]).values(**values))
+    share = GpuShare(90, 3 * 1024**3, (ProcessLoad(4712, None, 0), ProcessLoad(4711, 90, 3 * 1024**3)))
+
+    async def loads(compute: object) -> list[GpuLoad]:
+        return [GpuLoad("GPU-1", 97, 4 * 1024**3, 80 * 1024**3, {f"memory-{made['id']}": share})]
+
+    monkeypatch.setattr(MemoryCompute, "gpu_loads", loads)
+    (row,) = json.loads((await desk.run(alice, "env stats --json")).out)
+    (card,) = row["gpus"]
+    assert card["processes"] == [
+        {"pid": 4711, "percent": 90, "memory": 3 * 1024**3}, {"pid": 4712, "percent": None, "memory": 0},
+    ]  # fmt: skip
+    lines = [line.split() for line in (await desk.run(alice, "env stats")).out.splitlines()]
+    assert lines[-2:] == [
+        ["process", "4711", "90%", "3GiB", "on", "card", "1"], ["process", "4712", "-", "0B", "on", "card", "1"],
+    ]  # fmt: skip
 
 
 async def test_stats_of_what_runs(desk: Desk, alice: Caller, bob: Caller) -> None:
