@@ -33,7 +33,7 @@ from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.database.transaction import Transaction
-from storage.errors import AlreadyExists, BadInput, Conflict, NotFound, OverQuota, TimedOut, Unavailable
+from storage.errors import AlreadyExists, BadInput, Conflict, Failed, NotFound, OverQuota, TimedOut, Unavailable
 from storage.names import check_resource, check_user, printable
 from storage.quota_limits import RUNNING, QuotaLine, holds
 from storage.quotas import Owner, Quotas, refusals_of
@@ -283,7 +283,7 @@ class Environments:
             raise Conflict(f"'{environment.name}' is being deleted")
 
     async def wait(self, caller: Caller, name: str, on_progress: Callable[[str], None] | None = None) -> Environment:
-        """Wait until it is what its owner wished. Unavailable: it failed, and why; TimedOut; NotFound: gone.
+        """Wait until it is what its owner wished. Failed: and why; TimedOut; NotFound: gone.
 
         While its image or its data are on their way, time does not count: every new line of progress begins it anew.
         """
@@ -298,7 +298,7 @@ class Environments:
                     return environment
                 # One that failed can still be stopped or deleted.
                 if environment.state is EnvironmentState.FAILED and environment.wish is Wish.RUNNING:
-                    raise Unavailable(f"'{environment.name}' failed: {environment.reason}")
+                    raise Failed(f"'{environment.name}' failed: {environment.reason}")
                 line = f"{environment.name}: {environment.progress or environment.state.value}"
                 if line != said:
                     said, deadline = line, self._clock() + patience
@@ -470,4 +470,6 @@ def _refuse(plan: Plan) -> None:
         raise OverQuota(sentence)
     if set(plan.refusals) <= set(plan.no_room):
         raise Unavailable(sentence)
+    if set(plan.refusals) <= set(plan.missing):
+        raise NotFound(sentence)
     raise BadInput(sentence)

@@ -86,6 +86,8 @@ class Plan:
     """The host that it would get; empty for a compute without hosts."""
     no_room: Sequence[str] = ()
     """Those refusals that say that no host has room for it now."""
+    missing: Sequence[str] = ()
+    """Those refusals that say that its image is not there, or may not be seen."""
     gpus: GpuNeed = GpuNeed()
     cards: Mapping[str, str] = field(default_factory=dict)
     """UUID → model of the GPUs that it would get."""
@@ -177,7 +179,7 @@ class Planner:
             refusals.append(f"there is no compute '{printable(compute, limit=40)}' (offered: {offered})")
         if compute == "local" and request.image:
             refusals.append("'local' takes no image: it shows this machine's own system, read only")
-        image, against_image = await self._image(tx, caller, compute, request.image)
+        image, against_image, missing = await self._image(tx, caller, compute, request.image)
         refusals += against_image
         need, wrong = asked(request.gpus, request.gpu_model, request.gpu_mode)
         need = replace(need, workspace_id=caller.workspace_id)
@@ -194,20 +196,24 @@ class Planner:
         refusals += over + list(against) + request.lifecycle.refusals()
         return Plan(
             request, compute, image.title, refusals, quotas, over, self._processes(compute), mounts=mounts,
-            host=placed.host, no_room=placed.no_room, gpus=need, cards=placed.cards,
+            host=placed.host, no_room=placed.no_room, missing=missing, gpus=need, cards=placed.cards,
             image_id=image.image_id, image_digest=image.digest, reference=image.reference,
         )  # fmt: skip
 
-    async def _image(self, tx: Transaction, caller: Caller, compute: str, written: str) -> tuple[Chosen, Sequence[str]]:
-        """What the written name means, and what speaks against it."""
+    async def _image(
+        self, tx: Transaction, caller: Caller, compute: str, written: str
+    ) -> tuple[Chosen, Sequence[str], Sequence[str]]:
+        """What the written name means, what speaks against it, and what of that is that there is no such image."""
         try:
             if written:
-                return await self._images.resolve(tx, caller, written), ()
+                return await self._images.resolve(tx, caller, written), (), ()
             if compute == "docker":
-                return self._images.plain(self._settings.docker.default_image), ()
-        except (BadInput, Conflict, NotFound) as error:
-            return Chosen(written, ""), [error.message]
-        return Chosen("", ""), ()
+                return self._images.plain(self._settings.docker.default_image), (), ()
+        except NotFound as error:
+            return Chosen(written, ""), [error.message], [error.message]
+        except (BadInput, Conflict) as error:
+            return Chosen(written, ""), [error.message], ()
+        return Chosen("", ""), (), ()
 
     def _only_here(self, image_id: str) -> str:
         """Why an environment of this image can run on the gateway's own machine only."""

@@ -18,7 +18,7 @@ from backends.environments import owned
 from backends.lifecycle import fell_asleep
 from storage.access import Action, Caller, Destination, SocketPath, require
 from storage.audit import Event
-from storage.errors import AshoreError, Unavailable
+from storage.errors import AshoreError, Failed, Unavailable
 from storage.names import printable
 from storage.records import Environment
 
@@ -341,5 +341,6 @@ async def refused(connection: Connection, action: Action, where: str, error: Ash
         )
         with suppress(AshoreError):
             await asyncio.shield(connection.house.services.audit.record(event))
-    code = asyncssh.OPEN_CONNECT_FAILED if isinstance(error, Unavailable) else asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
+    is_broken = isinstance(error, (Failed, Unavailable))
+    code = asyncssh.OPEN_CONNECT_FAILED if is_broken else asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
     return asyncssh.ChannelOpenError(code, printable(error.message))

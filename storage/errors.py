@@ -7,6 +7,7 @@
     ├── AlreadyExists   the name is taken                        exit 1
     ├── InUse           somebody or something still uses it      exit 1
     ├── OverQuota       a limit would be passed                  exit 1
+    ├── Failed          it was tried, and its reason is known    exit 1
     ├── Conflict        the thing is in another state by now     exit 1
     ├── Unavailable     a service that this needs is away        exit 69
     └── TimedOut        it did not happen in time                exit 69
@@ -58,6 +59,10 @@ class OverQuota(AshoreError):
 
 class Conflict(AshoreError):
     code = "conflict"
+
+
+class Failed(AshoreError):
+    """Of itself: whether a service was away on the way is in its reason."""
 
 
 class Unavailable(AshoreError):

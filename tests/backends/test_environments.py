@@ -18,7 +18,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.clock import now
 from storage.database.engine import Database
-from storage.errors import AlreadyExists, BadInput, Conflict, NotAllowed, NotFound, OverQuota, TimedOut, Unavailable
+from storage.errors import AlreadyExists, BadInput, Conflict, Failed, NotAllowed, NotFound, OverQuota, TimedOut
 from storage.records import AuditEvent, Environment, EnvironmentState, Wish
 
 
@@ -123,7 +123,7 @@ async def test_wishes_grow_the_version(environments: Environments, alice: Caller
 async def test_start_is_the_way_out_of_failed(environments: Environments, database: Database, alice: Caller) -> None:
     made = await environments.create(alice, Request("train"))
     await set_state(database, made, EnvironmentState.FAILED, "no room")
-    with pytest.raises(Unavailable, match="'train' failed: no room"):
+    with pytest.raises(Failed, match="'train' failed: no room"):
         await environments.wait(alice, "train")
     started = await environments.start(alice, "train")
     assert (started.state, started.reason) == (EnvironmentState.REQUESTED, "")

@@ -27,7 +27,7 @@ from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.clock import now
 from storage.database.engine import Database
-from storage.errors import AshoreError, BadInput, InUse, Unavailable
+from storage.errors import AshoreError, BadInput, Failed, InUse, Unavailable
 from storage.models import Models
 from storage.records import (
     AssetKind,
@@ -243,7 +243,7 @@ async def test_a_link_is_mounted_as_what_it_leads_to(house: House, alice: Caller
     await house.models.change(eve, "bert", visibility=Visibility.PRIVATE)
     async with house.running():
         await house.environments.restart(alice, "train")
-        with pytest.raises(Unavailable, match="'mine:base' cannot be read by 'alice' any more"):
+        with pytest.raises(Failed, match="'mine:base' cannot be read by 'alice' any more"):
             await house.environments.wait(alice, "train")
 
 
@@ -346,7 +346,7 @@ async def test_what_goes_wrong_is_said_and_start_tries_again(
     house.store.fault = lambda method, key: Unavailable("the object store does not answer") if method == "get" else None
     async with house.running():
         await house.environments.create(alice, Request("train", data=(data("a"),)))
-        with pytest.raises(Unavailable, match="'train' failed: the object store does not answer"):
+        with pytest.raises(Failed, match="'train' failed: the object store does not answer"):
             await house.environments.wait(alice, "train")
         house.store.fault = lambda method, key: None
         await house.environments.start(alice, "train")
@@ -415,7 +415,7 @@ async def test_somebody_who_may_not_come_in_any_more(house: House, database: Dat
     async with database.writing() as tx:
         await tx.execute(update(User).where(User.id == alice.user_id).values(disabled=True))
     async with house.running():
-        with pytest.raises(Unavailable, match="there is no user 'alice'"):
+        with pytest.raises(Failed, match="there is no user 'alice'"):
             await house.environments.wait(alice, "train")
 
 

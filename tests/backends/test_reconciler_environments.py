@@ -24,7 +24,7 @@ from storage.access import Action, Caller
 from storage.audit import AuditTrail
 from storage.changes import Changes
 from storage.database.engine import Database
-from storage.errors import NotFound, Unavailable
+from storage.errors import Failed, NotFound
 from storage.records import AuditEvent, Environment, EnvironmentState, Wish
 
 
@@ -178,7 +178,7 @@ async def test_many_at_once(house: House, alice: Caller) -> None:
 async def test_an_image_that_is_missing_fails_with_the_reason(house: House, alice: Caller) -> None:
     environment = await house.environments.create(alice, Request("train", image=MISSING_IMAGE))
     async with house.running():
-        with pytest.raises(Unavailable, match="there is no image 'missing'"):
+        with pytest.raises(Failed, match="there is no image 'missing'"):
             await house.environments.wait(alice, "train")
         await asyncio.sleep(0.6)  # it stays failed until its owner asks again
         row = await house.row(environment)

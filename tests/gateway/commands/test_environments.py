@@ -229,6 +229,14 @@ async def test_what_an_environment_has_is_not_deleted(desk: Desk, alice: Caller,
         assert "there is no data set" in answer.err
 
 
+async def test_what_failed_exits_with_1_and_not_as_if_a_service_were_away(desk: Desk, alice: Caller) -> None:
+    said = "'train' failed: there is no image 'missing'\n"
+    made = await desk.run(alice, "env create train --image missing --wait")
+    assert (made.status, made.err.splitlines(keepends=True)[-1]) == (1, said)
+    started = await desk.run(alice, "env start train --wait")
+    assert (started.status, started.err.splitlines(keepends=True)[-1]) == (1, said)
+
+
 async def test_stats_of_each_process_on_a_gpu(desk: Desk, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     made = json.loads((await desk.run(alice, "env create train --wait --json")).out)
     async with desk.services.database.writing() as tx:

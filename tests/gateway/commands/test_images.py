@@ -40,6 +40,11 @@ async def test_showing_sharing_deleting(desk: Desk, services: Services, alice: C
     assert json.loads((await desk.run(alice, "image show pytorch:2.4 --json")).out)["kind"] == "official"
     hidden = await desk.run(bob, "image show alice/model:v1")
     assert (hidden.status, hidden.err) == (1, "there is no image 'alice/model:v1'\n")
+    for command in ("env create spy --image alice/model:v1", "env create spy --image alice/model:v1 --dry-run"):
+        answer = await desk.run(bob, command)
+        assert answer.status == 1
+        assert "there is no image 'alice/model:v1'" in answer.err + answer.out
+    assert (await desk.run(bob, "env create spy --image alice/model:v1 --cpu 999")).status == 2
     assert (await desk.run(alice, "image share model:v1")).status == 2
     assert (await desk.run(alice, "image share model:v1 --visibility workspace")).status == 0
     assert (await desk.run(bob, "image show alice/model:v1")).status == 0
