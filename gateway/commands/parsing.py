@@ -123,7 +123,7 @@ class Noun:
 
 
 def _texts(verb: Verb) -> dict[str, str]:
-    examples = "".join(f"\n  ssh gw {line}" for line in verb.examples)
+    examples = "".join(f"\n  ssh gw {as_typed(line)}" for line in verb.examples)
     return {
         "description": "\n\n".join(filter(None, (verb.summary[:1].upper() + verb.summary[1:] + ".", verb.about))),
         "epilog": f"examples:{examples}" if examples else "",
@@ -135,6 +135,11 @@ def _verb_parser(verb: Verb, parser: Parser) -> Parser:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(verb=verb)
     return parser
+
+
+def as_typed(line: str) -> str:
+    """A command line after `ssh gw` as it must be typed: ssh joins its words, so a shell's quotes would be lost."""
+    return f'"{line}"' if "'" in line else line
 
 
 def split(command: str) -> list[str]:

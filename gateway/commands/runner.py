@@ -78,9 +78,24 @@ def _parse(command: str) -> tuple[str, argparse.Namespace]:
         raise Usage(f"'{noun.name}' needs a verb: {_verbs(noun)}", parser.format_usage().strip())
     if not noun.is_plain and not words[1].startswith("-") and words[1] not in {verb.name for verb in noun.verbs}:
         raise Usage(_unknown_verb(noun, words[1]), parser.format_usage().strip())
-    options = parser.parse_args(words[1:])
+    options, unknown = parser.parse_known_args(words[1:])
+    if unknown:
+        said = f"unrecognized arguments: {' '.join(unknown)}{_lost_quotes(words, options, unknown)}"
+        raise Usage(said, parser.format_usage().strip())
     verb: Verb = options.verb
     return f"{noun.name} {verb.name}".strip(), options
+
+
+def _lost_quotes(words: list[str], options: argparse.Namespace, unknown: list[str]) -> str:
+    """What to type where an option before the unknown words took the first word of a text; else nothing."""
+    for at, word in enumerate(words[:-2]):
+        taken = getattr(options, word[2:].replace("-", "_"), None) if word.startswith("--") else None
+        if not taken or taken != words[at + 1] or words[at + 2] not in unknown:
+            continue
+        end = next((i for i in range(at + 2, len(words)) if words[i].startswith("--")), len(words))
+        meant = [*words[: at + 1], f"'{' '.join(words[at + 1 : end])}'", *words[end:]]
+        return f'; ssh takes quotes away, so quote it twice: ssh gw "{" ".join(meant)}"'
+    return ""
 
 
 def _complain(context: Context, problem: Usage) -> None:

@@ -48,6 +48,61 @@ async def test_every_command_has_help_and_examples_that_can_be_parsed(
         assert options.verb is verb
 
 
+def over_ssh(line: str) -> list[str]:
+    """What the gateway makes of a line that was typed into a shell: ssh joins its words with blanks."""
+    words = shlex.split(line, comments=True)
+    at = next((i for i, word in enumerate(words) if word == "gw" or word.endswith("@gw")), len(words))
+    end = next((i for i in range(at, len(words)) if words[i] in ("<", ">", ">>", "|", "&&")), len(words))
+    return shlex.split(" ".join(words[at + 1 : end]))
+
+
+def parsed(words: list[str]) -> bool:
+    noun = NOUNS.get(words[0]) if words else None
+    return noun is None or bool(noun.parser().parse_args(words[1:]))
+
+
+@pytest.mark.parametrize(("noun", "verb"), ALL, ids=[full(noun, verb) for noun, verb in ALL])
+async def test_every_example_can_be_typed_as_it_is_printed(desk: Desk, alice: Caller, noun: Noun, verb: Verb) -> None:
+    """ssh takes one pair of quotes away: an example that was right for a shell used to be refused by the gateway."""
+    shown = (await desk.run(alice, f"{full(noun, verb)} --help")).out
+    lines = re.findall(r"^  (ssh gw .*)", shown, re.MULTILINE)
+    assert len(lines) >= len(verb.examples)
+    for line, example in zip(lines[-len(verb.examples) :], verb.examples, strict=True):
+        assert over_ssh(line) == shlex.split(re.split(" <| >", example)[0])
+        assert parsed(over_ssh(line))
+
+
+@pytest.mark.parametrize("readme", [README, README.parents[2] / "README.md"])
+def test_every_example_of_the_readmes_can_be_typed(readme: Path) -> None:
+    lines = re.findall(r"^(ssh .*)", readme.read_text(), re.MULTILINE)
+    lines += re.findall(r"`(ssh [^`\n]*)`", readme.read_text())
+    for line in lines:
+        assert parsed(over_ssh(line)), line
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("host drain far --reason new cards", "host drain far --reason 'new cards'"),
+        (
+            "env set od --lifecycle scheduled --start-at 0 8 * * MON-FRI --timezone UTC",
+            "env set od --lifecycle scheduled --start-at '0 8 * * MON-FRI' --timezone UTC",
+        ),
+    ],
+)
+async def test_lost_quotes_are_told(desk: Desk, alice: Caller, typed: str, meant: str) -> None:
+    answer = await desk.run(alice, typed)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.splitlines()[0].endswith(f'; ssh takes quotes away, so quote it twice: ssh gw "{meant}"')
+
+
+async def test_other_words_too_many_get_no_such_hint(desk: Desk, alice: Caller) -> None:
+    for typed in ("env list all", "env logs train --tail 3 more", "env list --nothing"):
+        answer = await desk.run(alice, typed)
+        assert (answer.status, "quotes" in answer.err) == (2, False)
+        assert answer.err.startswith("unrecognized arguments: ")
+
+
 def test_the_readme_lists_every_command() -> None:
     listed = set(re.findall(r"^\| `([a-z]+(?: [a-z]+)?)(?: [A-Z]+)?` \|", README.read_text(), re.MULTILINE))
     assert {name.strip() for name in listed} == {full(noun, verb) for noun, verb in ALL}
