@@ -120,10 +120,14 @@ def _farewell(context: Context, environment: Environment) -> str:
 
 async def _set(context: Context, options: argparse.Namespace) -> None:
     environments, published = context.services.environments, context.services.published
-    if not (options.lifecycle or options.keep_output or options.publish or options.unpublish):
+    if not (options.lifecycle or options.idle or options.keep_output or options.publish or options.unpublish):
         raise Usage("say what to change: --lifecycle, --keep-output, --publish or --unpublish")
-    if not options.lifecycle and (options.start_at or options.stop_at or options.timezone or options.idle):
+    if not options.lifecycle and (options.start_at or options.stop_at or options.timezone):
         raise Usage("times belong to a life cycle: say --lifecycle too")
+    if not options.lifecycle and options.idle:  # another time for the life cycle that it has
+        options.lifecycle = (await environments.show(context.caller, options.name)).lifecycle.value
+        if options.lifecycle not in (Lifecycle.ON_DEMAND, Lifecycle.EPHEMERAL):
+            raise Usage(f"--idle goes with --lifecycle on-demand or ephemeral, and '{options.name}' has neither")
     # A life cycle may be refused, and then nothing is to have been changed.
     if options.lifecycle:
         await environments.set_lifecycle(context.caller, options.name, _choice(options))
@@ -548,8 +552,9 @@ NOUN = Noun(
             _set, _name_and_lifecycle,
             about="With --lifecycle, its times count from now, and what was chosen before is forgotten. A published\n"
             "port is open to everybody who reaches the gateway; the operator must have set a range for them.",
-            examples=("env set train --lifecycle on-demand", "env set train --keep-output 30",
-                      "env set train --publish 8000", "env set train --unpublish 8000"),
+            examples=("env set train --lifecycle on-demand", "env set train --idle 4h",
+                      "env set train --keep-output 30", "env set train --publish 8000",
+                      "env set train --unpublish 8000"),
         ),
         Verb("start", "start an environment that is stopped or failed", _start, _name_and_wait,
              about="Logging in to an environment starts it too.", examples=("env start train --wait",)),

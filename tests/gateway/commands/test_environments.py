@@ -105,6 +105,12 @@ async def test_a_life_cycle_is_chosen_shown_and_changed(desk: Desk, alice: Calle
     row = json.loads(changed.out)
     assert (row["lifecycle"], row["idle_seconds"], row["next_step"]) == ("ephemeral", None, "delete")
     assert "'nap' is deleted 30 min after your last session there ended, with everything in it" in changed.err
+    row = json.loads((await desk.run(alice, "env set nap --idle 1m --json")).out)
+    assert (row["lifecycle"], row["idle_seconds"]) == ("ephemeral", 60)
+    await desk.run(alice, "env set nap --lifecycle persistent")
+    refused = await desk.run(alice, "env set nap --idle 1m")
+    assert refused.status == 2
+    assert refused.err.startswith("--idle goes with --lifecycle on-demand or ephemeral, and 'nap' has neither\n")
     assert (await desk.run(alice, "env set nap")).status == 2
     refused = await desk.run(alice, "env set nap --lifecycle scheduled --start-at soon")
     assert (refused.status, "'soon' is no cron expression" in refused.err) == (2, True)
@@ -300,7 +306,7 @@ async def test_for_how_long_the_output_is_kept(desk: Desk, alice: Caller) -> Non
         ("env create a --keep-output soon", "no number of days"),
         ("env create a --keep-output 9999", "1 to 3650 days"),
         ("env set a", "say what to change"),
-        ("env set a --idle 5m --keep-output 3", "say --lifecycle too"),
+        ("env set a --timezone UTC --keep-output 3", "say --lifecycle too"),
         ("env delete a --keep-output 3 --discard-output", "not allowed with"),
         ("env delete a --keep-output", "expected one argument"),
     ],
