@@ -51,8 +51,10 @@ class ImageCare:
         self._computes = computes
         self._registry = registry
 
-    async def pull(self, caller: Caller, written: str, host: str, progress: Progress) -> None:
+    async def pull(self, caller: Caller, written: str, host: str, progress: Progress) -> bool:
         """Bring an image to a Docker host, so that the first environment there need not wait for it.
+
+        False: it was there already.
 
         NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer, or cannot reach it.
         """
@@ -67,9 +69,10 @@ class ImageCare:
         if chosen.digest and self._images.is_here_only and not compute.is_here:
             raise BadInput("this image is in the gateway's own registry, which other machines do not reach")
         source = self._images.source_of(chosen)
-        await compute.pull_image(source.reference, chosen.title, source.auth, progress)
-        facts = {"host": host, "digest": chosen.digest}
+        is_new = await compute.pull_image(source.reference, chosen.title, source.auth, progress)
+        facts = {"host": host, "digest": chosen.digest, "new": is_new}
         await self._audit.record(Event.by(caller, Action.IMAGE_PULL, thing=chosen.title, **facts))
+        return is_new
 
     async def stored(self, caller: Caller) -> Sequence[Stored]:
         """Everything in the registry, by repository, with whose image it is. Unavailable: it cannot be asked."""

@@ -23,7 +23,7 @@ from backends.compute.dial import open_namespace
 from backends.compute.docker import config
 from backends.compute.docker.config import Place
 from backends.compute.docker.data_volume import DataVolumes
-from backends.compute.docker.engine import AWAY, GONE, Engine, translated
+from backends.compute.docker.engine import AWAY, GONE, Engine, RegistryAway, translated
 from backends.compute.docker.guest_volume import GuestVolume
 from backends.compute.docker.hosts import line_to
 from backends.compute.docker.nfs_homes import Export, NfsHomes, home_volume
@@ -243,9 +243,20 @@ class DockerCompute:
     def is_here(self) -> bool:
         return self._engine.line.is_here
 
-    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
-        with translated():
-            await self._engine.pull(config.check_image(reference), progress, title, auth)
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> bool:
+        name = config.check_image(reference)
+        before = await self._engine.known_image(name)
+        if before is not None and "@" in name:
+            return False
+        try:
+            with translated():
+                await self._engine.pull(name, progress, title, auth)
+        except (RegistryAway, BadInput):
+            if before is None:
+                raise
+            return False
+        after = await self._engine.known_image(name)
+        return before is None or after is None or before["Id"] != after["Id"]
 
     async def drop_image(self, reference: str) -> None:
         await self._engine.delete_image(reference)

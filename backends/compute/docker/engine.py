@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
@@ -24,6 +25,7 @@ from backends.compute.docker.lines import Line, LineConnector
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
@@ -37,9 +39,23 @@ _CONFLICTS = ("container state improper", "already in use", "already exists", "i
 """What Podman says with status 500 where Docker has status 409."""
 FULL = "the disk of the host's Docker engine is full: no space left on device"
 _NO_SPACE = "no space left on device"
+_NO_ANSWER = (
+    "dial tcp", "no such host", "connection refused", "connection reset", "i/o timeout", "TLS handshake", "x509:",
+    "Client.Timeout", "deadline exceeded", "network is unreachable", "no route to host", ": EOF", "Bad Gateway",
+    "Service Unavailable", "Gateway Time-out",
+)  # fmt: skip
+"""What Docker and Podman, which are written in Go, say when a registry could not be asked."""
 _REMOVAL_TRIES = 50
 _ONCE_SECONDS = 60.0
 _START_TRIES = 20
+
+
+class RegistryAway(Unavailable):
+    """A registry that the engine could not ask. `said`: what the engine said, with addresses that help nobody else."""
+
+    def __init__(self, host: str, title: str, said: str) -> None:
+        super().__init__(f"the registry {printable(host, limit=100)} does not answer, so '{title}' cannot be fetched")
+        self.said = said
 
 
 class Engine:
@@ -87,7 +103,7 @@ class Engine:
             return await _or_none(self._docker.images.inspect(name))
 
     async def pull(self, name: str, progress: Progress, title: str, auth: str) -> None:
-        """Ask its registry for it, whether it is here or not."""
+        """Ask its registry for it, whether it is here or not. RegistryAway, or BadInput if that has none."""
         layers: dict[str, tuple[int, int]] = {}
         login = json.loads(base64.urlsafe_b64decode(auth)) if auth else None
         try:
@@ -106,6 +122,9 @@ class Engine:
             if error.status == _NO_CONNECTION or _NO_SPACE in error.message:
                 raise
             said = printable(error.message, limit=200)
+            if error.status != 404 and any(words in error.message for words in _NO_ANSWER):
+                log.warning("%s was not pulled: %s", printable(name, limit=200), said)
+                raise RegistryAway(name.partition("/")[0], title, said) from error
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
     async def build(self, context: bytes, parameters: Mapping[str, str]) -> AsyncGenerator[Mapping[str, Any]]:
