@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
-from backends.compute.docker.engine import Engine
+from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, no_base, refuse_triggers
+from backends.compute.docker.engine import Engine, RegistryAway
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
 from backends.registry_login import engine_auth, is_ours
@@ -69,8 +69,10 @@ class DockerBuilder:
             if await self._engine.known_image(base) is None:
                 write(f"pulling {base}\n".encode())
             image = await self._engine.image(base, lambda _: None, auth=auth)
-        except BadInput as error:
-            raise StepFailed(error.message, 1) from error
+        except (RegistryAway, BadInput) as error:
+            said = error.said if isinstance(error, RegistryAway) else error.message
+            write(f"{said}\n".encode())
+            raise no_base(base) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from backends.builds import BuildView, DockerfileRefused
 from backends.dockerfiles.reading import LARGEST, decode
 from backends.dockerfiles.source import Problem
-from backends.image_names import LATEST
+from backends.image_names import parse_new
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table, to_json
 from gateway.commands.parsing import Parser, Usage, Verb
@@ -30,10 +30,10 @@ has been built before is taken from the cache. You can hang up: see 'image log'.
 
 
 async def _build(context: Context, options: argparse.Namespace) -> int | None:
-    name, _, tag = options.name.partition(":")
+    name, tag = parse_new(options.name)
     text = await _text(context)
     try:
-        view = await context.services.builds.request(context.caller, name, tag or LATEST, base=options.base, text=text)
+        view = await context.services.builds.request(context.caller, name, tag, base=options.base, text=text)
     except DockerfileRefused as error:
         _say_problems(context, error.problems, as_json=options.json)
         return _REFUSED
