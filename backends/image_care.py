@@ -53,10 +53,12 @@ class ImageCare:
         self._registry = registry
         self._loads = ImageLoads(registry)
 
-    async def pull(self, caller: Caller, written: str, host: str, progress: Progress) -> None:
+    async def pull(self, caller: Caller, written: str, host: str, progress: Progress) -> bool:
         """Bring an image to a Docker host, so that the first environment there need not wait for it.
 
-        NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer.
+        False: it was there already.
+
+        NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer, or cannot reach it.
         """
         require(caller, Action.IMAGE_PULL)
         place = place_of(_DOCKER, host)
@@ -68,11 +70,12 @@ class ImageCare:
             chosen = await self._images.resolve(tx, caller, written)
         source = self._images.source_of(chosen)
         if self._loads.is_needed(compute, source.reference):
-            await self._loads.bring(compute, source.reference, chosen.title, progress)
+            is_new = await self._loads.bring(compute, source.reference, chosen.title, progress)
         else:
-            await compute.pull_image(source.reference, chosen.title, source.auth, progress)
-        facts = {"host": host, "digest": chosen.digest}
+            is_new = await compute.pull_image(source.reference, chosen.title, source.auth, progress)
+        facts = {"host": host, "digest": chosen.digest, "new": is_new}
         await self._audit.record(Event.by(caller, Action.IMAGE_PULL, thing=chosen.title, **facts))
+        return is_new
 
     async def stored(self, caller: Caller) -> Sequence[Stored]:
         """Everything in the registry, by repository, with whose image it is. Unavailable: it cannot be asked."""

@@ -33,11 +33,14 @@ class ImageLoads:
         """What the engine is told to run for `reference`."""
         return loaded_name(reference) if self.is_needed(compute, reference) else reference
 
-    async def bring(self, compute: Compute, reference: str, title: str, progress: Progress) -> None:
-        """It is there when this returns. NotFound: the registry has it no more. Unavailable: one of both is away."""
+    async def bring(self, compute: Compute, reference: str, title: str, progress: Progress) -> bool:
+        """It is there when this returns; False: it was already.
+
+        NotFound: the registry has it no more. Unavailable: one of both is away.
+        """
         place = self._in_registry(compute, reference)
         if place is None or self._registry is None:
-            return
+            return False
         assert isinstance(compute, HasImages)
         name = loaded_name(reference)
         async with self._alone(compute.name, name, title, progress):
@@ -46,14 +49,15 @@ class ImageLoads:
                 archive = await ImageArchive.of(self._registry, *place, name)
             except Unavailable:
                 if known:  # it was looked at when it came, and an environment must start without the registry
-                    return
+                    return False
                 raise
             if known in archive.ids:
-                return
+                return False
             await compute.load_image(_told(archive, title, progress), title)
             if await compute.image_id(name) not in archive.ids:
                 await compute.drop_image(name)
                 raise Unavailable(f"the Docker engine made another image of '{title}'")
+        return True
 
     def _in_registry(self, compute: Compute, reference: str) -> tuple[str, str] | None:
         """Repository and digest of what cannot be pulled there."""

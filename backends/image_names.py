@@ -55,6 +55,14 @@ def parse_image(written: str) -> ImageName | None:
     return ImageName(name, tag, owner, workspace)
 
 
+def parse_new(written: str) -> tuple[str, str]:
+    """Name and tag that an image is to have, `latest` where none is written; BadInput for `model:`."""
+    name, colon, tag = written.partition(":")
+    if colon and not tag:
+        raise BadInput(f"'{printable(written, limit=80)}' ends with a colon: write NAME:TAG, or NAME alone for latest")
+    return name, tag or LATEST
+
+
 def check_plain(written: str) -> str:
     """`written` in full, as engines and builders get it: `debian` → `docker.io/library/debian:latest`; BadInput.
 

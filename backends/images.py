@@ -22,7 +22,7 @@ from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
 from storage.database.transaction import Transaction
-from storage.errors import BadInput, Conflict, InUse, NotFound, Unavailable
+from storage.errors import BadInput, Conflict, InUse, NotAllowed, NotFound, Unavailable
 from storage.names import printable
 from storage.quota_limits import holds
 from storage.records import Environment, Image, ImageKind, ImageState, User, Workspace
@@ -347,6 +347,14 @@ class Images:
         repository = repository.partition("@")[0]
         return Source(f"{repository}@{environment.image_digest}", engine_auth(self._registry))
 
+    def _refuse_official(self, written: str) -> None:
+        official = self._official_named(written)
+        if official is not None:
+            place = "settings" if official.name in self._official else "registry"
+            raise NotAllowed(
+                f"'{official.name}' is an official image: it comes from the {place}, where an administrator changes it"
+            )
+
     def _refuse_ours(self, written: str) -> None:
         """Our registry's images have names here; by a reference, anybody could start what an engine has already."""
         ours = (self._registry.prefix, *self._registry.official.values(), LOADED)
@@ -368,6 +376,8 @@ class Images:
         name = parse_image(written)
         row = await self._named(tx, caller, name) if name is not None else None
         if row is None:
+            if action is not Action.IMAGE_SHOW:
+                self._refuse_official(written)
             raise missing
         try:
             require(caller, action, owned(row))

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write, no_base, refuse_triggers
 from backends.builders.process import require_programs, run
 from backends.dockerfiles.recipes import Recipe
 from backends.registry_login import auth_file, is_ours
@@ -104,7 +104,7 @@ class BuildahBuilder:
             home, see, "pull", "--policy", "always", "--authfile", str(home / login), f"docker://{base}"
         )
         if status != 0:
-            raise StepFailed(f"there is no base '{printable(base, limit=200)}' ({tail.reason(status)})", 1)
+            raise no_base(base)
         found = tail.last_line
         facts = json.loads(await self._must(home, "inspect", "--type", "image", found))
         refuse_triggers(facts["Docker"]["config"].get("OnBuild"))

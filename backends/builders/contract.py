@@ -15,6 +15,7 @@ from typing import Protocol
 
 from backends.dockerfiles.recipes import Recipe
 from storage.errors import AshoreError
+from storage.names import printable
 
 LABEL = "ashore.built"
 """Every layer that was made here has it; by it old ones are found and removed."""
@@ -47,6 +48,15 @@ def refuse_triggers(on_build: Sequence[str] | None) -> None:
     """StepFailed if a base says ONBUILD: that would run in this build, and no rule for Dockerfiles has seen it."""
     if on_build:
         raise StepFailed("this base has ONBUILD instructions, and such a base cannot be used here", 1)
+
+
+def no_base(base: str) -> StepFailed:
+    """For a base that was not given. What the engine said goes into the log, for those who know registries."""
+    host = printable(base.partition("/")[0], limit=100)
+    return StepFailed(
+        f"the base '{printable(base, limit=200)}' cannot be fetched: see 'image list' and how it is spelt, or ask an "
+        f"administrator whether this gateway reaches {host}", 1,
+    )  # fmt: skip
 
 
 class Builder(Protocol):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, refuse_triggers
+from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, no_base, refuse_triggers
 from backends.builders.pulling import PullLines
 from backends.compute.contract import RegistryAway
 from backends.compute.docker.engine import Engine
@@ -69,8 +69,9 @@ class DockerBuilder:
         auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
         try:
             image = await self._engine.image(base, PullLines(write).see, auth=auth)
-        except (BadInput, RegistryAway) as error:
-            raise StepFailed(error.message, 1) from error
+        except (RegistryAway, BadInput) as error:
+            write(f"{error.message}\n".encode())
+            raise no_base(base) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])
 

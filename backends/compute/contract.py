@@ -227,9 +227,11 @@ class HasImages(Protocol):
         """It is on the gateway's own machine."""
         ...
 
-    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
-        """See `WorkloadSpec`. Asks its registry also when it has one of this reference. BadInput: nobody gives it.
-        RegistryAway: its registry does not answer."""
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> bool:
+        """See `WorkloadSpec`. Asks its registry also when it has one of this tag. False: it was there already.
+
+        BadInput: nobody gives it. RegistryAway: its registry does not answer, and it is not there.
+        """
         ...
 
     async def image_id(self, name: str) -> str:

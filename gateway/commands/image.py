@@ -63,8 +63,9 @@ async def _pull(context: Context, options: argparse.Namespace) -> None:
             said = line
             context.err(f"{printable(line, limit=200)}\n")
 
-    await context.services.image_care.pull(context.caller, options.name, options.host, progress)
-    facts(context, {"image": options.name, "host": options.host}, as_json=options.json)
+    is_new = await context.services.image_care.pull(context.caller, options.name, options.host, progress)
+    state = "fetched" if is_new else "already there"
+    facts(context, {"image": options.name, "host": options.host, "state": state}, as_json=options.json)
 
 
 def as_row(view: ImageView) -> Row:

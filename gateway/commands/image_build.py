@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from backends.builds import BuildView, DockerfileRefused
 from backends.dockerfiles.reading import LARGEST, decode
 from backends.dockerfiles.source import Problem
-from backends.image_names import LATEST
+from backends.image_names import parse_new
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table, to_json
 from gateway.commands.parsing import Parser, Usage, Verb
@@ -23,6 +23,8 @@ _COLUMNS = {
     "number": "BUILD", "tag": "TAG", "state": "STATE", "base": "BASE", "created": "ASKED FOR", "took": "TOOK",
     "reason": "NOTE",
 }  # fmt: skip
+_ALL_COLUMNS = {"name": "IMAGE", **_COLUMNS}
+"""Of builds of several images."""
 _FORMS = """The Dockerfile comes from stdin, without FROM: the base is put in front of it. There is no build context, so
 COPY and ADD take documents that stand in the text itself (COPY <<'EOF' /etc/motd), and everything else is fetched
 with RUN. FROM, EXPOSE, CMD, ENTRYPOINT, USER, ONBUILD, '# syntax=', RUN --mount and COPY --from are not offered. What
@@ -30,10 +32,10 @@ has been built before is taken from the cache. You can hang up: see 'image log'.
 
 
 async def _build(context: Context, options: argparse.Namespace) -> int | None:
-    name, _, tag = options.name.partition(":")
+    name, tag = parse_new(options.name)
     text = await _text(context)
     try:
-        view = await context.services.builds.request(context.caller, name, tag or LATEST, base=options.base, text=text)
+        view = await context.services.builds.request(context.caller, name, tag, base=options.base, text=text)
     except DockerfileRefused as error:
         _say_problems(context, error.problems, as_json=options.json)
         return _REFUSED
@@ -98,7 +100,8 @@ async def _log(context: Context, options: argparse.Namespace) -> int | None:
 async def _history(context: Context, options: argparse.Namespace) -> None:
     views = await context.services.builds.list(context.caller, options.name)
     rows = [_row(view) if options.json else _human(view) for view in views]
-    table(context, rows, _COLUMNS, as_json=options.json, empty="nothing was built yet")
+    columns = _COLUMNS if options.name else _ALL_COLUMNS
+    table(context, rows, columns, as_json=options.json, empty="nothing was built yet")
 
 
 async def _cancel(context: Context, options: argparse.Namespace) -> None:
@@ -135,7 +138,7 @@ def _row(view: BuildView) -> Row:
 def _human(view: BuildView) -> Row:
     took = "" if view.seconds is None else f"{view.seconds // 60}m{view.seconds % 60:02d}s"
     return {
-        "number": view.number, "tag": view.tag, "state": view.state.value, "base": view.base,
+        "name": view.name, "number": view.number, "tag": view.tag, "state": view.state.value, "base": view.base,
         "created": moment(view.created), "took": took, "reason": view.reason,
     }  # fmt: skip
 

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import select
 
 from backends.environments import Environments
-from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image
+from backends.image_names import ImageName, check_image, check_plain, name_of_file, parse_image, parse_new
 from backends.images import ImageFacts, Images
 from backends.planning import Request
 from backends.reconcilers.environments import EnvironmentReconciler
-from backends.settings import DockerSettings, OfficialImageSettings, RegistrySettings
+from backends.settings import DockerSettings, ImageSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Caller, Visibility
 from storage.accounts import Accounts
 from storage.audit import AuditTrail
@@ -331,6 +331,22 @@ async def test_the_right_to_an_image_is_asked_again_at_each_start(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_names_for_new_images_and_of_official_ones(
+    database: Database, audit: AuditTrail, changes: Changes, alice: Caller
+) -> None:
+    assert (parse_new("model"), parse_new("model:v1")) == (("model", "latest"), ("model", "v1"))
+    with pytest.raises(BadInput, match="'model:' ends with a colon: write NAME:TAG"):
+        parse_new("model:")
+    one = OfficialImageSettings(name="deb:12", reference="docker.io/library/debian:12")
+    images = Images(database, audit, changes, REGISTRY, ImageSettings(official=(one,)))
+    with pytest.raises(NotAllowed, match="'deb:12' is an official image: it comes from the settings"):
+        await images.delete(alice, "deb:12")
+    with pytest.raises(NotAllowed, match="is an official image"):
+        await images.set_visibility(alice, "deb:12", Visibility.PUBLIC)
+    with pytest.raises(NotFound, match="there is no image 'deb:13'"):
+        await images.delete(alice, "deb:13")
 
 
 async def test_one_is_held_as_it_was_planned(make: Maker, images: Images, alice: Caller) -> None:

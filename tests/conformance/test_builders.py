@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -348,6 +348,23 @@ async def test_old_layers_are_pruned_by_their_label(bench: Workbench) -> None:
     fresh = Log()
     await bench.builder.build(order, fresh)
     assert "using cache" not in fresh.text.lower()
+
+
+async def test_a_base_that_is_not_there_gets_a_sentence_that_helps(bench: Workbench) -> None:
+    """What the engine said about sockets and resolvers is in the log only."""
+    if not bench.runs:
+        return  # it fetches nothing
+    for host, said in ((bench.registry.prefix.rstrip("/"), "manifest"), ("127.0.0.1:9", "refused")):
+        order = replace(bench.order("RUN a"), recipe=recipe(parse("RUN a"), f"{host}/tests/none:v1", {LABEL: "1"}))
+        log = Log()
+        with pytest.raises(StepFailed) as caught:
+            await bench.builder.build(order, log)
+        assert caught.value.step == 1
+        assert caught.value.message == (
+            f"the base '{host}/tests/none:v1' cannot be fetched: see 'image list' and how it is spelt, or ask an "
+            f"administrator whether this gateway reaches {host}"
+        )
+        assert said in log.text
 
 
 async def test_an_image_that_was_brought_beforehand_is_not_pruned(registry: RegistrySettings, tmp_path: Path) -> None:

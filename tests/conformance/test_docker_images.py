@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
 from backends.registry_login import auth_file, engine_auth
 from backends.settings import RegistrySettings
-from storage.errors import BadInput
+from storage.errors import BadInput, Unavailable
 from tests.conformance.conftest import IMAGE, KITS, docker, run
 
 REPOSITORY = "w/i/model"
@@ -84,7 +85,8 @@ async def test_an_image_is_brought_to_a_host_beforehand(
     await compute.bring_image(spec, print)
     assert not await compute.lacks_image(spec)
     await compute.drop_image(reference)
-    await compute.pull_image(reference, "model:v1", engine_auth(settings), print)
+    assert await compute.pull_image(reference, "model:v1", engine_auth(settings), print)
+    assert not await compute.pull_image(reference, "model:v1", engine_auth(settings), print)
     assert docker("image", "inspect", "--format", "{{.Id}}", reference).startswith("sha256:")
     await compute.drop_image(reference)
     await compute.drop_image(reference)
@@ -92,3 +94,21 @@ async def test_an_image_is_brought_to_a_host_beforehand(
     with pytest.raises(BadInput, match="no image 'nothing'"):
         await compute.pull_image(f"{settings.prefix}w/i/nothing:v1", "nothing", engine_auth(settings), print)
     await compute.close()
+
+
+async def test_an_image_that_is_there_needs_no_registry(tmp_path: Path, guest: Path) -> None:
+    """Environments run from it already. What is not there gets the name of the registry that did not answer."""
+    compute = KITS["docker"](tmp_path, guest, []).compute
+    assert isinstance(compute, DockerCompute)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    name = f"{host}/lab/base:1"
+    try:
+        with pytest.raises(Unavailable) as caught:
+            await compute.pull_image(name, "base", "", print)
+        assert caught.value.message == f"the registry {host} does not answer, so 'base' cannot be fetched"
+        docker("tag", IMAGE, name)
+        assert not await compute.pull_image(name, "base", "", print)
+    finally:
+        subprocess.run(["docker", "rmi", name], check=False, capture_output=True)
+        await compute.close()

@@ -14,7 +14,7 @@ from textual.widgets import Input, Label, TextArea
 
 from backends.builds import BuildView, DockerfileRefused
 from backends.dockerfiles.source import Problem
-from backends.image_names import LATEST
+from backends.image_names import parse_new
 from storage.errors import AshoreError
 from tui.desk import Desk
 from tui.texts import mark
@@ -125,11 +125,11 @@ class EditBuildScreen(Page):
             self.run_worker(self._ask(), name="ask for a build", group="action")
 
     async def _ask(self) -> None:
-        name, _, tag = self.query_one("#name", Input).value.strip().partition(":")
         base = self.query_one("#base", Input).value.strip() or "debian:bookworm"
         try:
+            name, tag = parse_new(self.query_one("#name", Input).value.strip())
             view = await self.desk.services.builds.request(
-                self.desk.caller, name, tag or LATEST, base=base, text=self.query_one(TextArea).text
+                self.desk.caller, name, tag, base=base, text=self.query_one(TextArea).text
             )
         except DockerfileRefused:
             await self._check()

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends import gpu_desk
-from backends.compute.contract import Found, Pipe, Progress, State, Status, Usage, WorkloadSpec
+from backends.compute.contract import Found, Pipe, Progress, RegistryAway, State, Status, Usage, WorkloadSpec
 from backends.compute.dial import open_namespace
 from backends.compute.docker import config
 from backends.compute.docker.config import Place
@@ -249,9 +249,20 @@ class DockerCompute:
     def is_here(self) -> bool:
         return self._engine.line.is_here
 
-    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> None:
-        with translated():
-            await self._engine.pull(config.check_image(reference), progress, title, auth)
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> bool:
+        name = config.check_image(reference)
+        before = await self._engine.known_image(name)
+        if before is not None and "@" in name:
+            return False
+        try:
+            with translated():
+                await self._engine.pull(name, progress, title, auth)
+        except (RegistryAway, BadInput):
+            if before is None:
+                raise
+            return False
+        after = await self._engine.known_image(name)
+        return before is None or after is None or before["Id"] != after["Id"]
 
     async def image_id(self, name: str) -> str:
         found = await self._engine.known_image(config.check_image(name))

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
@@ -24,6 +25,7 @@ from backends.compute.docker.lines import Line, LineConnector
 from storage.errors import AshoreError, BadInput, Conflict, NotFound, Unavailable
 from storage.names import printable
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 AWAY = "the Docker engine does not answer"
 GONE = "its container was removed"
@@ -43,6 +45,12 @@ _REFUSAL_WORDS = (
 )  # fmt: skip
 """Registries' and engines' words for 401, 403 and 404, which engines pass on with status 500 or inside the stream."""
 _NO_SPACE = "no space left on device"
+_NO_ANSWER = (
+    "dial tcp", "no such host", "connection refused", "connection reset", "i/o timeout", "TLS handshake", "x509:",
+    "Client.Timeout", "deadline exceeded", "network is unreachable", "no route to host", ": EOF", "Bad Gateway",
+    "Service Unavailable", "Gateway Time-out",
+)  # fmt: skip
+"""What Docker and Podman, which are written in Go, say when a registry could not be asked."""
 _REMOVAL_TRIES = 50
 _ONCE_SECONDS = 60.0
 _START_TRIES = 20
@@ -122,6 +130,12 @@ class Engine:
                 raise
             said = printable(error.message, limit=200)
             if not _is_refusal(error, name):
+                log.warning("%s was not pulled: %s", printable(name, limit=200), said)
+                if any(words in error.message for words in _NO_ANSWER):
+                    host = printable(name.partition("/")[0], limit=100)
+                    raise RegistryAway(
+                        f"the registry {host} does not answer, so '{title}' cannot be fetched"
+                    ) from error
                 raise RegistryAway(f"no registry gives the image '{title}' now ({said})") from error
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 

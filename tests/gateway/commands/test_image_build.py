@@ -43,6 +43,10 @@ async def test_building_and_looking_back(desk: Desk, alice: Caller, bob: Caller,
     history = json.loads((await desk.run(alice, "image history tools --json")).out)
     assert [(row["number"], row["tag"], row["state"]) for row in history] == [(2, "v2", "failed"), (1, "v1", "success")]
     assert "step 3 of 3 (line 2) failed: exit status 9" in (await desk.run(alice, "image history tools")).out
+    assert (await desk.run(alice, "image build tools: --base debian", stdin=b"RUN a")).status == 2
+    heads = [(await desk.run(alice, f"image history{name}")).out.split()[:2] for name in ("", " tools")]
+    assert heads == [["IMAGE", "BUILD"], ["BUILD", "TAG"]]
+    assert (await desk.run(alice, "image history")).out.splitlines()[1].startswith("tools ")
     assert (await desk.run(bob, "image history")).out == ""
     assert (await desk.run(bob, "image history tools")).status == 1
     listed = json.loads((await desk.run(alice, "image list --json")).out)
