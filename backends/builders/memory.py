@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from dataclasses import dataclass, field
 
-from backends.builders.contract import Order, StepFailed, Write
+from backends.builders.contract import BuilderState, Order, StepFailed, Write
 from storage.errors import NotFound
 
 
@@ -30,6 +30,9 @@ class MemoryBuilder:
 
     def __init__(self, engine: MemoryEngine) -> None:
         self._engine = engine
+
+    async def check(self) -> BuilderState:
+        return BuilderState("in memory")
 
     async def recover(self) -> None:
         self._engine.running.clear()
