@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from backends.applications import Applications
 from backends.archives.shelf import ImageShelf
 from backends.archives.views import Archives
-from backends.builders.registry import why_not
+from backends.builders.registry import BuilderCheck, why_not
 from backends.builds import Builds
 from backends.compute.registry import computes_of
 from backends.environments import Environments
@@ -191,6 +191,7 @@ async def open_services(settings: HouseSettings, data: Path) -> AsyncIterator[Se
             hosts=Hosts(database, audit, changes, settings.backends, data),
             guests=guests,
             computes=computes,
+            builders=BuilderCheck(settings.backends, data),
             address=Address(settings.public_host, settings.public_port),
             objects=settings.objects,
         )

@@ -75,6 +75,11 @@ class Registry:
         """Engines on other machines cannot reach it."""
         return self._settings.is_here
 
+    @property
+    def project(self) -> str:
+        """Harbor's project, or whatever the names of all images here begin with; may be empty."""
+        return self._settings.project
+
     def place_of(self, reference: str) -> tuple[str, str] | None:
         """Repository and digest of a reference `HOST/…@sha256:…`; None if it is not kept here."""
         name, _, digest = reference.partition("@")
@@ -151,12 +156,7 @@ class Registry:
 
     # ---- lists -----------------------------------------------------------------------------------------------
     async def repositories(self) -> Sequence[str]:
-        """Names of all repositories that the login may list, below the project of the settings if there is one.
-
-        Harbor's own listing where it is Harbor: its `_catalog` is for its administrators only.
-        """
-        if self._settings.project and (found := await self._of_harbor()) is not None:
-            return found
+        """Names of all repositories that the login may list by `_catalog`, with the project of the settings."""
         names: list[str] = []
         path: str | None = f"/v2/_catalog?n={_PAGE}"
         for _ in range(_MOST_PAGES):
@@ -166,7 +166,7 @@ class Registry:
                 facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
                 names += [str(name) for name in facts.get("repositories") or ()]
                 path = self._next(answer)
-        return sorted(name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
+        return sorted(names)
 
     async def tags(self, repository: str) -> Sequence[str]:
         """Empty for a repository that is not there."""
@@ -176,22 +176,13 @@ class Registry:
                 return sorted(str(tag) for tag in facts.get("tags") or ())
         return ()
 
-    async def _of_harbor(self) -> Sequence[str] | None:
-        """The repositories of our Harbor project; None if it is no Harbor."""
-        project, names = self._settings.project.split("/")[0], list[str]()
-        for page in range(1, _MOST_PAGES + 1):
-            path = f"/api/v2.0/projects/{quote(project)}/repositories?page={page}&page_size={_PAGE}"
-            try:
-                async with self._call("GET", path, scope=None) as answer:
-                    facts = json.loads(await _limited(answer, _LARGEST_MANIFEST))
-            except (NotFound, ValueError):
-                return None
-            if not isinstance(facts, list):
-                return None
-            names += [str(one["name"]) for one in facts if isinstance(one, dict) and "name" in one]
-            if len(facts) < _PAGE:
-                break
-        return sorted(name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
+    async def json_of(self, path: str) -> tuple[Any, int | None]:
+        """The JSON of an address beside the Registry API, and its `X-Total-Count`; asked with user and password."""
+        async with self._call("GET", path, scope=None) as answer:
+            if answer.content_type != "application/json":  # a page for people, whatever the address
+                return None, None
+            total = answer.headers.get("X-Total-Count", "")
+            return json.loads(await _limited(answer, _LARGEST_MANIFEST)), int(total) if total.isdigit() else None
 
     # ---- calls -----------------------------------------------------------------------------------------------
     def _path(self, repository: str, *parts: str) -> str:

@@ -12,7 +12,6 @@ who takes the port while the gateway is down is sent no password that is good fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -182,10 +181,10 @@ class EmbeddedRegistry:
 
     async def _stop(self, *, seconds: float = 1.0) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
+            keeper, self._keeper = self._keeper, None
+            keeper.cancel()
+            # Not suppressed: our own end would be taken for the keeper's.
+            await asyncio.gather(keeper, return_exceptions=True)
         await self._child.end(seconds=seconds)
 
     async def _wait_until_ready(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from backends.applications import Applications
 from backends.archives.views import Archives
+from backends.builders.registry import BuilderCheck
 from backends.builds import Builds
 from backends.compute.contract import Compute
 from backends.environments import Environments
@@ -88,6 +89,8 @@ class Services:
     guests: Guests
     computes: Mapping[str, Compute]
     """By place: `local`, `docker/here`, `docker/gpu2`."""
+    builders: BuilderCheck | None = None
+    """What `doctor` asks about builds."""
     address: Address = Address()
     objects: ObjectSettings = ObjectSettings()
     """How the object store is reached, also when it is our own child; for the probe of `doctor`."""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from backends.compute.places import HasCuda, HasGpus, host_of
 from backends.compute.registry import Computes
 from backends.cuda import words_of
+from backends.registry_probe import probe as probe_registry
 from storage.database.migrate import pending
 from storage.errors import AshoreError, Unavailable
 from storage.objects.probe import State, probe
 
 if TYPE_CHECKING:
+    from backends.builders.registry import BuilderCheck
     from backends.compute.contract import Compute
     from backends.registry import Registry
     from storage.database.engine import Database
@@ -121,7 +123,7 @@ async def of_endpoint(objects: ObjectSettings) -> list[Finding]:
 
 
 async def of_registry(registry: Registry | None) -> Finding:
-    """Where images are kept. A house without is a good house, so that is only told."""
+    """Whether the place where images are kept answers. A house without is a good house, so that is only told."""
     if registry is None:
         hint = "install docker-registry, or see [backends.registry]"
         return Finding("image registry", True, "none: nobody can bring or build images", hint, known=False)
@@ -133,6 +135,31 @@ async def of_registry(registry: Registry | None) -> Finding:
     except AshoreError as error:
         return Finding("image registry", False, error.message, "see [backends.registry]")
     return Finding("image registry", True, "answers")
+
+
+async def of_registry_in_full(registry: Registry) -> list[Finding]:
+    """All that images need of it; an upload is begun there, and given up."""
+    try:
+        async with asyncio.timeout(_PROBE_PATIENCE):
+            tried = await probe_registry(registry)
+    except TimeoutError:
+        return [Finding("registry: login", False, "does not answer", "see [backends.registry]")]
+    return [Finding(f"registry: {one.name}", one.ok, one.detail, one.hint) for one in tried]
+
+
+async def of_builder(builders: BuilderCheck) -> Finding:
+    """What makes images of Dockerfiles."""
+    hint = "see [backends.builds]"
+    try:
+        async with asyncio.timeout(_PROBE_PATIENCE):
+            found = await builders.look()
+    except TimeoutError:
+        return Finding("builder", False, "does not answer", hint)
+    except AshoreError as error:
+        return Finding("builder", False, error.message, hint)
+    if found is None:
+        return Finding("builder", True, "none: nobody can build images", hint, known=False)
+    return Finding("builder", True, found.detail, found.advice, known=not found.advice)
 
 
 async def _of_compute(name: str, compute: Compute) -> Finding:

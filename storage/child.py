@@ -88,8 +88,10 @@ class Child:
         for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
+            # Not wait_for: of Python 3.11 it forgets that we were cancelled when the process ends at that moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await process.wait()
                 break
         (self._directory / "pid").unlink(missing_ok=True)
 

@@ -19,8 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backends.builders.contract import LABEL, Order, StepFailed, Steps, Write, no_base, refuse_triggers
-from backends.builders.process import require_programs, run
+from backends.builders.contract import LABEL, BuilderState, Order, StepFailed, Steps, Write, no_base, refuse_triggers
+from backends.builders.process import check_namespaces, require_programs, run
 from backends.dockerfiles.recipes import Recipe
 from backends.registry_login import auth_file, is_ours
 from backends.settings import BuildSettings, RegistrySettings
@@ -30,6 +30,7 @@ from storage.names import printable
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"})
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 _TAIL = 4096
+_VFS = "vfs copies every layer in full: put the data directory on a file system of its own, which is no overlay"
 _DROPPED = "CAP_SYS_CHROOT,CAP_MKNOD"
 """Of the rights that steps have by default: with the first, root leaves a `chroot` by a second one inside."""
 
@@ -47,6 +48,17 @@ class BuildahBuilder:
         self._gate = asyncio.Lock()
         self._active = 0
         self._is_dirty = False
+
+    async def check(self) -> BuilderState:
+        require_programs("buildah")
+        await asyncio.to_thread(check_local, self._directory)
+        if os.geteuid() != 0:
+            await check_namespaces()
+        with self._home() as home:
+            words = (await self._must(home, "--version")).split()
+            driver = await self._storage_driver(home)
+        advice = _VFS if driver == "vfs" and self._settings.storage == "auto" else ""
+        return BuilderState(f"buildah {words[2] if len(words) > 2 else ''}, {driver}", advice)
 
     async def recover(self) -> None:
         """Working containers are removed; what they mounted went with the namespace of the process that had them."""
@@ -132,10 +144,19 @@ class BuildahBuilder:
             return 0
         before = time.time() - days * 86400
         with self._home() as home:
-            listing = await self._must(home, "images", "--all", "--json", "--filter", f"label={LABEL}")
-            old = [one["id"] for one in json.loads(listing or "[]") or () if _made(one) < before]
-            # One that a newer one stands on is refused, and goes some other day.
-            return sum([await self._run(home, lambda _: None, "rmi", "--force", one) == 0 for one in old])
+            old = {one["id"] for one in await self._ours(home) if _made(one) < before}
+            for one in old:
+                # One that a newer one stands on is refused, and goes some other day. With one others may go, and then
+                # buildah may call it a failure: what is gone is counted.
+                await self._run(home, lambda _: None, "rmi", "--force", one.removeprefix("sha256:"))
+            return len(old - {one["id"] for one in await self._ours(home)})
+
+    async def _ours(self, home: Path) -> Sequence[Mapping[str, str]]:
+        """Images with our label."""
+        # In full: of an account that is not root, an id that is cut short is not found again.
+        listing = await self._must(home, "images", "--all", "--no-trunc", "--json", "--filter", f"label={LABEL}")
+        found: Sequence[Mapping[str, str]] = json.loads(listing or "[]") or ()
+        return found
 
     async def close(self) -> None:
         return
@@ -166,6 +187,12 @@ class BuildahBuilder:
         certificates = settings / "certs.d" / host
         certificates.mkdir(parents=True)
         (settings / "policy.json").write_text(json.dumps(_POLICY))
+        # Signatures of images, of which we have none, are looked for in /var/lib otherwise: root in a user namespace
+        # takes itself for root, and may not look there.
+        (settings / "registries.d").mkdir()
+        (settings / "registries.d" / "default.yaml").write_text(
+            f"default-docker:\n  lookaside: file://{home}/signatures\n"
+        )  # fmt: skip
         if self._registry.ca_file:
             shutil.copyfile(self._registry.ca_file, certificates / "ca.crt")
         (home / "no-auth.json").write_text('{"auths": {}}')

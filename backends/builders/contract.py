@@ -59,10 +59,22 @@ def no_base(base: str) -> StepFailed:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class BuilderState:
+    """What a builder is: `advice` is empty if nothing is to be made better."""
+
+    detail: str
+    advice: str = ""
+
+
 class Builder(Protocol):
     """One program that builds. Make it inside a running event loop; `close` it at the end."""
 
     name: str
+
+    async def check(self) -> BuilderState:
+        """Whether it could build now; Unavailable with what is missing. Builds may run meanwhile."""
+        ...
 
     async def recover(self) -> None:
         """End and remove what builds of a process before this one have left. Once, before the first `build`: nothing of

@@ -14,9 +14,20 @@ from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from backends.builders.contract import LABEL, Fair, Order, StepFailed, Steps, Write, no_base, refuse_triggers
+from backends.builders.contract import (
+    LABEL,
+    BuilderState,
+    Fair,
+    Order,
+    StepFailed,
+    Steps,
+    Write,
+    no_base,
+    refuse_triggers,
+)
 from backends.builders.pulling import PullLines
 from backends.compute.contract import RegistryAway
+from backends.compute.docker.config import is_podman
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
@@ -43,6 +54,11 @@ class DockerBuilder:
     def is_here(self) -> bool:
         """Its engine is on the gateway's own machine."""
         return self._engine.line.is_here
+
+    async def check(self) -> BuilderState:
+        info = await self._engine.info()
+        engine = "Podman" if is_podman(info) else "Docker"
+        return BuilderState(f"{engine} {info['ServerVersion']}, {info['Driver']}")
 
     async def recover(self) -> None:
         """Nothing is left: see above."""

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from backends.builders.contract import Order, StepFailed, Write
+from backends.builders.contract import BuilderState, Order, StepFailed, Write
 from storage.errors import NotFound
 
 
@@ -31,6 +31,9 @@ class MemoryBuilder:
 
     def __init__(self, engine: MemoryEngine) -> None:
         self._engine = engine
+
+    async def check(self) -> BuilderState:
+        return BuilderState("in memory")
 
     async def recover(self) -> None:
         self._engine.running.clear()

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from backends.builders.contract import Fair
 from storage.errors import Unavailable
+from storage.names import printable
 
 _PIECE = 64 * 1024
 _END_SECONDS = 20.0
@@ -37,6 +40,34 @@ def require_programs(*names: str) -> None:
     missing = [name for name in (*names, *NEEDED) if shutil.which(name) is None]
     if missing:
         raise Unavailable(f"the program '{missing[0]}' is not installed on this machine")
+
+
+async def check_namespaces() -> None:
+    """Unavailable if an ordinary account cannot have the many users that images are made of; what is to be done."""
+    try:
+        account = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        account = str(os.geteuid())
+    for file in ("/etc/subuid", "/etc/subgid"):
+        if not _has_range(Path(file), account):
+            raise Unavailable(
+                f"the account {account} has no range in {file}: run "
+                f"'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {account}'"
+            )
+    if shutil.which("newuidmap") is None:
+        raise Unavailable("the program 'newuidmap' (package uidmap) is not installed on this machine")
+    said = bytearray()
+    if await run(["true"], {"PATH": os.environ.get("PATH", os.defpath)}, said.extend) != 0:
+        reason = printable(said.decode("utf-8", "replace").strip(), limit=200)
+        raise Unavailable(f"this machine gives the account {account} no user namespaces ({reason})")
+
+
+def _has_range(file: Path, account: str) -> bool:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split(":")[0] in (account, str(os.geteuid())) for line in lines if line.count(":") == 2)
 
 
 async def run(argv: Sequence[str], environment: Mapping[str, str], write: Callable[[bytes], None]) -> int:

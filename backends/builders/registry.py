@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 from backends.builders.buildah import BuildahBuilder
-from backends.builders.contract import Builder
+from backends.builders.contract import Builder, BuilderState
 from backends.builders.docker import DockerBuilder
 from backends.compute.docker.hosts import line_to
 from backends.settings import HERE, BackendSettings, DockerHostSettings
+from storage.errors import Unavailable
 
 NO_BUILDER = "this house builds no images: an administrator can set backends.builds.builder"
 ELSEWHERE = (
@@ -36,6 +37,31 @@ def builder_of(settings: BackendSettings, data: Path) -> Builder | None:
         case "buildah":
             return BuildahBuilder(data / "builds" / "buildah", settings.registry, settings.builds)
     return None
+
+
+class BuilderCheck:
+    """Looks at the builder of the settings, in whatever process asks."""
+
+    def __init__(self, settings: BackendSettings, data: Path) -> None:
+        self._settings = settings
+        self._data = data
+
+    async def look(self) -> BuilderState | None:
+        """None: nothing is built here, and that is meant so. Unavailable: something is missing."""
+        builder = builder_of(self._settings, self._data)
+        if builder is None:
+            if self._settings.builds.builder in ("docker", "buildah"):
+                raise Unavailable(self._missing())
+            return None
+        try:
+            return await builder.check()
+        finally:
+            await builder.close()
+
+    def _missing(self) -> str:
+        if self._settings.builds.builder == "buildah":
+            return "the program 'buildah' is not installed on this machine"
+        return why_not(self._settings)
 
 
 def _kind(settings: BackendSettings) -> str:

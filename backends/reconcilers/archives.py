@@ -20,7 +20,7 @@ from backends.image_names import name_of_file
 from backends.images import Images
 from backends.reconcilers.loop import ReconcilerLoop
 from backends.registry import Registry
-from backends.registry_gate import WAITS, PushGate
+from backends.registry_gate import PushGate
 from backends.settings import ImageSettings
 from storage.access import Caller
 from storage.accounts import Accounts
@@ -62,7 +62,7 @@ on."""
 
 async def _later() -> None:
     """To wait would take of the time that its size allows."""
-    raise Unavailable(f"it {WAITS}")
+    raise Unavailable("it waits until the image registry has given space back")
 
 
 class ArchiveReconciler:

@@ -30,7 +30,12 @@ async def _doctor(context: Context, options: argparse.Namespace) -> int:
         may_probe = decide(context.caller, Action.STORE_PROBE).allowed
         objects = services.objects if may_probe and services.objects.endpoint else None
         findings = await health.of_house(services.database, services.store, services.computes, None, objects)
-        findings.append(await health.of_registry(services.registry))
+        if may_probe and services.registry is not None:
+            findings += await health.of_registry_in_full(services.registry)
+        else:
+            findings.append(await health.of_registry(services.registry))
+        if may_probe and services.builders is not None:
+            findings.append(await health.of_builder(services.builders))
     context.out(report(findings, as_json=options.json, colours=context.has_terminal))
     return 0 if all(finding.ok for finding in findings) else 1
 
@@ -92,9 +97,10 @@ NOUN = Noun(
     "check the gateway, or what an editor needs in an environment",
     (
         Verb("", "check the gateway, or what an editor needs in an environment", _doctor, _arguments,
-             about="Without ENV: database, object store and computes; for administrators also everything that uploads\n"
-             "need of the object store (about 5 MiB are written and removed again). With ENV: what VS Code Remote-SSH\n"
-             "and others need inside it: bash, tar, curl or wget, glibc, localhost, a writable home, free disk.\n"
+             about="Without ENV: database, object store, computes and image registry; for administrators also all\n"
+             "that uploads need of the object store (about 5 MiB are written and removed again), all that images need\n"
+             "of the registry, and the builder. With ENV: what VS Code Remote-SSH and others need inside it: bash,\n"
+             "tar, curl or wget, glibc, localhost, a writable home, free disk.\n"
              "Exit status 1 if anything is bad.",
              examples=("doctor", "doctor train", "doctor train --json")),
     ),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from backends import guest_tree
+from backends.builders.registry import BuilderCheck
+from backends.composition import HouseSettings
 from backends.compute.registry import computes_of
+from backends.registry import Registry
 from gateway import health
 from gateway.commands.doctor import report
 from gateway.operator.house import (
@@ -94,7 +98,27 @@ async def _of_house(settings: Settings, data: Path) -> list[health.Finding]:
             findings.append(objects)
             objects = None
         computes = await stack.enter_async_context(computes_of(settings.backends, data))
-        return await health.of_house(database, None, computes, data, objects) + findings
+        findings = await health.of_house(database, None, computes, data, objects) + findings
+    return findings + await _of_images(settings, data)
+
+
+async def _of_images(settings: Settings, data: Path) -> list[health.Finding]:
+    """Registry and builder. Our own registry runs with the gateway, and only that one knows its password."""
+    backends = settings.backends
+    if not backends.registry.url:
+        if not is_served(data):
+            own = "our own; starts with 'ashore serve'" if shutil.which("docker-registry") else ""
+            found = health.Finding("image registry", True, own) if own else await health.of_registry(None)
+            return [found, await health.of_builder(BuilderCheck(backends, data))]
+        backends = HouseSettings.read(data / "run" / "house.json").backends
+    if not backends.registry.url:
+        return [await health.of_registry(None), await health.of_builder(BuilderCheck(backends, data))]
+    registry = Registry(backends.registry)
+    try:
+        findings = await health.of_registry_in_full(registry)
+    finally:
+        await registry.close()
+    return [*findings, await health.of_builder(BuilderCheck(backends, data))]
 
 
 def _objects(settings: Settings, data: Path) -> ObjectSettings | health.Finding:

@@ -339,3 +339,14 @@ async def test_skopeo_takes_our_auth_file(registry: Registry, settings: Registry
     assert json.loads(output)["schemaVersion"] == 2
     assert engine_auth(RegistrySettings()) == ""
     assert settings.password.get_secret_value() not in engine_auth(settings)
+
+
+async def test_who_is_cancelled_while_it_is_collected_ends(child: EmbeddedRegistry, registry: Registry) -> None:
+    """At any moment: a cancellation that got lost in the end of a process kept the gateway from stopping."""
+    for moment in (0.0, 0.01, 0.05, 0.1, 0.2, 0.4):
+        collecting = asyncio.create_task(child.collect())
+        await asyncio.sleep(moment)
+        is_cut_off = collecting.cancel()
+        (ended,) = await asyncio.gather(collecting, return_exceptions=True)
+        assert isinstance(ended, asyncio.CancelledError) or not is_cut_off
+        await put_image(registry, "w/i/model", layer=os.urandom(1000))

@@ -40,6 +40,7 @@ def served(
     authority: Authority | None = None,
     tokens: Tokens | None = None,
     may_delete: bool = True,
+    user: str = USER,
 ) -> Iterator[RegistrySettings]:
     """Until the end of the block; settings with which one may do everything there.
 
@@ -50,7 +51,7 @@ def served(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-    (folder / "htpasswd").write_text(f"{USER}:{hashed}\n")
+    (folder / "htpasswd").write_text(f"{user}:{hashed}\n")
     http: dict[str, object] = {"addr": f"127.0.0.1:{port}"}
     if authority is not None:
         http["tls"] = {"certificate": str(authority.chain), "key": str(authority.key)}
@@ -70,7 +71,7 @@ def served(
     try:
         _wait(port)
         yield RegistrySettings(
-            url=f"{scheme}://127.0.0.1:{port}", user=USER, password=SecretStr(PASSWORD), ca_file=ca_file,
+            url=f"{scheme}://127.0.0.1:{port}", user=user, password=SecretStr(PASSWORD), ca_file=ca_file,
             insecure=authority is None,
         )  # fmt: skip
     finally:
@@ -165,7 +166,7 @@ def _base64(facts: object) -> bytes:
 
 def make_tiny(name: str) -> None:
     """An image of a shell and what it needs, two megabytes, in this machine's Docker."""
-    files = ["/bin/sh", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"]
+    files = ["/bin/sh", "/bin/chown", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", dereference=True) as tar:
         for file in files:

@@ -22,8 +22,9 @@ from backends.builders.docker import DockerBuilder
 from backends.compute.docker.driver import DockerCompute
 from backends.dockerfiles.reading import parse
 from backends.dockerfiles.recipes import recipe
-from backends.registry import Registry
+from backends.registry import FORBIDDEN, Registry
 from backends.registry_login import engine_auth
+from backends.registry_probe import probe
 from backends.settings import BuildSettings, DockerHostSettings, DockerSettings, ImageSettings, RegistrySettings
 from storage.errors import AshoreError, BadInput, Unavailable
 from tests.backends.test_image_registry import digest_of, pieces, put_image
@@ -164,6 +165,32 @@ async def test_engines_pull_with_the_login_of_this_pull(place: Place, registry: 
         await compute.drop_image(reference)
     finally:
         await compute.close()
+
+
+async def test_what_doctor_tries(registry: Registry) -> None:
+    before = set(await registry.repositories())
+    assert [(one.name, one.ok) for one in await probe(registry)] == [("login", True), ("push", True), ("delete", True)]
+    assert set(await registry.repositories()) == before
+
+
+async def test_what_doctor_says_of_a_registry_that_does_too_little(data: Path, tmp_path: Path, tokens: Tokens) -> None:
+    with registries.served(tmp_path, data=data, may_delete=False) as settings:
+        registry = Registry(settings)
+        *good, bad = await probe(registry)
+        assert all(one.ok for one in good)
+        assert (bad.name, bad.ok) == ("delete", False)
+        assert "storage.delete.enabled" in bad.hint
+        await registry.close()
+    with registries.served(tmp_path, data=data, tokens=tokens) as settings:
+        tokens.allowed = {"pull"}
+        registry = Registry(settings)
+        login, *bad_ones = await probe(registry)
+        assert login.ok
+        assert [(one.ok, one.detail) for one in bad_ones] == [(False, FORBIDDEN)] * 2
+        await registry.close()
+    away = Registry(settings)
+    assert [(one.ok, one.detail) for one in await probe(away)] == [(False, "the image registry does not answer")]
+    await away.close()
 
 
 async def test_a_wrong_password_is_a_sentence_everywhere(place: Place, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from backends.builders import buildah
+from backends.builders.registry import BuilderCheck
 from backends.registry import Registry
-from backends.settings import RegistrySettings
+from backends.settings import BackendSettings, BuildSettings, DockerSettings, RegistrySettings
 from gateway import health
 from gateway.commands.doctor import report
 from storage.database.engine import Database
@@ -105,6 +108,39 @@ def test_what_nobody_can_tell_is_good_and_says_what_to_see_to() -> None:
     assert "set it higher" in report([finding], as_json=False, colours=False)
     (row,) = json.loads(report([finding], as_json=True, colours=False))
     assert (row["ok"], row["state"], row["hint"]) == (True, "unknown", "set it higher")
+
+
+async def test_the_builder(tmp_path: Path) -> None:
+    """Docker of this machine; one that was asked for and is not there; and none at all, which is no fault."""
+
+    async def found(**builds: object) -> health.Finding:
+        settings = BackendSettings(builds=BuildSettings(**builds), docker=docker)  # type: ignore[arg-type]
+        return await health.of_builder(BuilderCheck(settings, tmp_path))
+
+    docker = DockerSettings()
+    here = await found()
+    assert (here.ok, here.detail.split(" ")[0]) == (True, "Docker")
+    buildah = await found(builder="buildah")
+    assert buildah.ok
+    assert re.fullmatch(r"buildah [0-9.]+, (overlay|vfs)", buildah.detail)
+    copying = await found(builder="buildah", storage="vfs")
+    assert (copying.ok, copying.known, copying.hint) == (True, True, "")
+    none = await found(builder="none")
+    assert (none.ok, none.known) == (True, False)
+    docker = DockerSettings(socket=str(tmp_path / "none.sock"))
+    away = await found(builder="docker")
+    assert (away.ok, away.detail) == (False, "the Docker engine does not answer")
+
+
+async def test_a_builder_on_a_remote_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(directory: Path) -> None:
+        raise Unavailable(f"buildah's storage must be on a local disk, and {directory} is on nfs4")
+
+    monkeypatch.setattr(buildah, "check_local", refuse)
+    settings = BackendSettings(builds=BuildSettings(builder="buildah"))
+    finding = await health.of_builder(BuilderCheck(settings, tmp_path))
+    assert not finding.ok
+    assert "must be on a local disk" in finding.detail
 
 
 async def test_the_registry() -> None:

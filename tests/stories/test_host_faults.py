@@ -101,7 +101,7 @@ def test_a_registry_that_gives_nothing(tmp_path: Path) -> None:
                 run(["docker", "push", "-q", image], timeout=200)
                 run(["docker", "rmi", image])
             gateway.ssh("alice", "env", "start", "a")
-            eventually(lambda: "connection refused" in shown(gateway)["progress"], seconds=60)
+            eventually(lambda: "does not answer" in shown(gateway)["progress"], seconds=60)
             assert (shown(gateway)["state"], reserved(gateway)) == ("creating", 1)
             with registry(tmp_path, port):  # and nobody starts anything again
                 eventually(lambda: shown(gateway)["state"] == "running", seconds=120)
