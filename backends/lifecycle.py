@@ -278,4 +278,5 @@ def warning(environment: Environment, settings: LifecycleSettings, coming: Due, 
         Step.SLEEP: "Any sign of life keeps it awake.", Step.STOP: "Type something to put it off.",
     }.get(coming.step, "")  # fmt: skip
     at = time_words(environment, settings, then_at)
-    return f"{environment.name} {_WHAT[coming.step]} in {span_words(left)}, at {at}. {advice}".rstrip()
+    said = f"{environment.name} {_WHAT[coming.step]} in {span_words(left)}, at {at}."
+    return f"{said} {advice}" if advice else said

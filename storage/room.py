@@ -93,10 +93,10 @@ class Room:
         fits = int(limit) - stored - coming + (old.size if old else 0)
         if size <= fits:
             return fits
-        waiting = f" and {size_words(coming)} are on their way or broke off" if coming else ""
-        raise OverQuota(
-            f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: {advice}"
-        )
+        held = f"{size_words(stored)} are stored"
+        if coming:
+            held = f"{size_words(stored)} are stored and {size_words(coming)} are on their way or broke off"
+        raise OverQuota(f"{_who(subject)} may hold {size_words(limit)}, {held}: {advice}")
 
     async def _limits(self, owner: Owner, workspace: str) -> dict[Subject, float]:
         mine = Subject(Holder.USER, owner.user_id, owner.user_name)

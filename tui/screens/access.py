@@ -38,7 +38,7 @@ class AccessScreen(Page):
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
         Binding("y", "copy", mark("Copy the line")),
         Binding("N", "renew", mark("New secrets")),
-        Binding("f5", "reload", mark("Reload")),
+        Binding("f5", "reload", mark("Reload"), key_display="F5"),
     ]
 
     class Loaded(Message):

@@ -18,6 +18,7 @@ from storage.records import ArchiveState, ImageKind, ImageState
 from tui.desk import Desk
 from tui.texts import Texts, mark
 from tui.texts.formats import size_words
+from tui.texts.sentences import in_language
 from tui.widgets.dialogs import Confirm
 from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
@@ -128,14 +129,14 @@ class ImagesScreen(Page):
         if view := self._images.get(key):
             lines = self._details(view)
         elif archive := self._archives.get(key):
-            lines = [archive.path, archive.reason]
+            lines = [archive.path, in_language(self.texts, archive.reason)]
         self.query_one("#commands", Plain).show("\n".join(filter(None, lines)))
 
     def _details(self, view: ImageView) -> list[str]:
         driver = self.texts("driver {version}", version=view.driver) if view.driver else ""
         facts = [view.architecture, f"CUDA {view.cuda}" if view.cuda else "", driver, view.digest[:19]]
         line = self._line(view) if view.is_usable else ""
-        return [view.reason, view.description, "  ".join(filter(None, facts)), line]
+        return [in_language(self.texts, view.reason), view.description, "  ".join(filter(None, facts)), line]
 
     def _line(self, view: ImageView) -> str:
         return f"env create NAME --image {view.title}"
