@@ -278,5 +278,5 @@ def warning(environment: Environment, settings: LifecycleSettings, coming: Due, 
         Step.SLEEP: "Any sign of life keeps it awake.", Step.STOP: "Type something to put it off.",
     }.get(coming.step, "")  # fmt: skip
     at = time_words(environment, settings, then_at)
-    said = f"{environment.name} {_WHAT[coming.step]} in {span_words(left)}, at {at}."
-    return f"{said} {advice}" if advice else said
+    name, what, span = environment.name, _WHAT[coming.step], span_words(left)
+    return f"{name} {what} in {span}, at {at}. {advice}" if advice else f"{name} {what} in {span}, at {at}."

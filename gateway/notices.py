@@ -76,5 +76,6 @@ class Notices:
             if warning is not None and not terminal.is_warned:
                 terminal.say(f"ashore: {warning}")
             elif warning is None and terminal.is_warned:
-                terminal.say(f"ashore: {terminal.name} goes on running: the warning is withdrawn.")
+                withdrawn = f"{terminal.name} goes on running: the warning is withdrawn."
+                terminal.say(f"ashore: {withdrawn}")
             terminal.is_warned = warning is not None

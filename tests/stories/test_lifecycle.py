@@ -74,7 +74,7 @@ def test_who_types_stays(quick: Gateway) -> None:
     options = ("-tt", "-o", "SetEnv=LANG=zh_CN.UTF-8")
     with Terminal([*quick.client("alice+desk", options=options)]) as terminal:
         terminal.wait_for_prompt()
-        terminal.expect("ashore: desk 将在 [0-9]+ 秒后（[0-9:]+ UTC）休眠。 任何活动都会让它保持运行。", seconds=60)
+        terminal.expect("ashore: desk 将在 [0-9]+ 秒后（[0-9:]+ UTC）休眠。任何活动都会让它保持运行。", seconds=60)
         terminal.send("true\r")
         terminal.expect("ashore: desk 继续运行，停止提醒已撤销。", seconds=30)
         terminal.send("echo $((20 + 22))\r")

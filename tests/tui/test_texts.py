@@ -94,6 +94,13 @@ def test_names_in_sentences_stay_names() -> None:
     assert in_language(translator("zh"), "memory: starting") == "memory: 启动中"
 
 
+def test_warnings_of_terminals_are_in_chinese() -> None:
+    zh = translator("zh")
+    sleeps = "ashore: desk sleeps in 12 s, at 11:37 UTC. Any sign of life keeps it awake."
+    assert in_language(zh, sleeps) == "ashore: desk 将在 12 秒后（11:37 UTC）休眠。任何活动都会让它保持运行。"
+    assert in_language(zh, "x is deleted in 5 min, at 11:37 UTC.") == "x 将在 5 分钟后（11:37 UTC）被删除。"
+
+
 def test_a_sentence_made_to_keep_the_menu_busy_is_given_up_soon() -> None:
     """Places may hold what others chose: neither endless recursion nor trying again at each place."""
     for evil in ("; " * 499, "a: " * 330, "' has '" * 140, "GPUs: 0 of 1 left, 1 needed, held by " * 26):

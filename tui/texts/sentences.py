@@ -37,12 +37,15 @@ _PIECES = (
 )  # fmt: skip
 """Parts that use cases put together of more than one text."""
 _DEEPEST = 6
+_OURS = "ashore: "  # before what the gateway says among the output of programs
 
 
 def in_language(texts: Texts, sentence: str) -> str:
     """`sentence` in the language of `texts` where it is known, as a whole or in its parts."""
     if texts.language == "en" or len(sentence) > _LONGEST:
         return sentence
+    if sentence.startswith(_OURS):
+        return _OURS + _known(texts.language, sentence.removeprefix(_OURS), 0)
     return _known(texts.language, sentence, 0)
 
 
