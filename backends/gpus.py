@@ -129,8 +129,9 @@ def lacks(cards: Sequence[Card], need: GpuNeed, shares: int) -> str:
     by_id = {one.id: one for card in present for one in _in_the_way(card, cards, need)}
     names = list(dict.fromkeys(_name(one, need.workspace_id) for one in by_id.values()))
     if not names:
-        return said + (", GPU lost" if len(present) < len(there) else "")
-    shown = " and ".join(names[:_MOST_NAMES]) + (" and others" if len(names) > _MOST_NAMES else "")
+        return f"{said}, GPU lost" if len(present) < len(there) else said
+    shown = " and ".join(names[:_MOST_NAMES])
+    shown = f"{shown} and others" if len(names) > _MOST_NAMES else shown
     if len(by_id) > 1:
         return f"{said}, held by {shown} until one of them stops"
     (holder,) = by_id.values()

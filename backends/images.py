@@ -167,7 +167,7 @@ class Images:
             await self._refuse_hidden(tx, caller, written)
             return self.plain(written)
         if not found.is_usable:
-            raise Conflict(f"the image '{written}' cannot be used: it is {found.state.value}" + _because(found.reason))
+            raise Conflict(_unusable(written, found))
         prefix = written.rpartition("/")[0]
         title = f"{prefix}/{found.title}" if prefix else found.title
         return Chosen(title, self.reference(found), found.id, found.digest)
@@ -473,11 +473,13 @@ def _event(row: Image, action: str, *, outcome: str = "ok", **detail: object) ->
     return Event(action, outcome, row.owner_name, row.title, detail={"image": row.id, **detail})
 
 
-def _because(reason: str) -> str:
-    return f" ({reason})" if reason else ""
+def _unusable(written: str, image: Image) -> str:
+    if image.reason:
+        return f"the image '{written}' cannot be used: it is {image.state.value} ({image.reason})"
+    return f"the image '{written}' cannot be used: it is {image.state.value}"
 
 
 def _some(environments: Sequence[Environment]) -> str:
     names = [f"{one.name}.{one.owner_name}" for one in environments]
-    more = len(names) - _NAMED_IN_REFUSAL
-    return ", ".join(names[:_NAMED_IN_REFUSAL]) + (f" and {more} more" if more > 0 else "")
+    more, shown = len(names) - _NAMED_IN_REFUSAL, ", ".join(names[:_NAMED_IN_REFUSAL])
+    return f"{shown} and {more} more" if more > 0 else shown

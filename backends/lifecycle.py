@@ -295,12 +295,14 @@ def warning(environment: Environment, settings: LifecycleSettings, coming: Due, 
         Step.SLEEP: "Any sign of life keeps it awake.", Step.STOP: "Type something to put it off.",
     }.get(coming.step, "")  # fmt: skip
     at = time_words(environment, settings, then_at)
-    return f"{environment.name} {_WHAT[coming.step]} in {span_words(left)}, at {at}. {advice}".rstrip()
+    name, what, span = environment.name, _WHAT[coming.step], span_words(left)
+    return f"{name} {what} in {span}, at {at}. {advice}" if advice else f"{name} {what} in {span}, at {at}."
 
 
 def farewell(environment: Environment) -> str:
     """What its terminals are told when it is to run no longer."""
     if environment.wish is Wish.DELETED:
         return f"{environment.name} is deleted now."
-    why = f" ({environment.wish_reason})" if environment.wish_reason else ""
-    return f"{environment.name} is stopped now{why}: log in again, and it wakes."
+    if environment.wish_reason:
+        return f"{environment.name} is stopped now ({environment.wish_reason}): log in again, and it wakes."
+    return f"{environment.name} is stopped now: log in again, and it wakes."

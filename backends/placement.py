@@ -75,10 +75,11 @@ class Room:
         """What of `need` it has not left, for people; empty if it fits."""
         cpus, memory = self.cpus_to_promise - self.used_cpus, self.memory_to_promise - self.used_memory
         if need.cpus > cpus + _EPSILON:
-            return f"CPUs: {max(0.0, round(cpus, 6)):g} of {self.cpus_to_promise:g} left, {need.cpus:g} needed"
+            left = max(0.0, round(cpus, 6))
+            return f"CPUs: {left:g} of {self.cpus_to_promise:g} left, {need.cpus:g} needed"
         if need.memory > memory:
-            left = f"{size_words(max(0, memory))} of {size_words(self.memory_to_promise)}"
-            return f"memory: {left} left, {size_words(need.memory)} needed"
+            room, needed = size_words(max(0, memory)), size_words(need.memory)
+            return f"memory: {room} of {size_words(self.memory_to_promise)} left, {needed} needed"
         return lacks(self.cards, need.gpus, self.shares)
 
 
@@ -113,10 +114,10 @@ class Choice:
 
     @property
     def sentence(self) -> str:
-        """`no available host (gpu1: offline, gpu2: CPUs: 2 of 8 left, 4 needed)`; of a single host its own words."""
+        """`no available host (gpu1: offline; gpu2: CPUs: 2 of 8 left, 4 needed)`; of a single host its own words."""
         if self.is_never and len(self.objections) == 1:
             return self.objections[0][1]
-        return f"no available host ({', '.join(f'{host}: {against}' for host, against in self.objections)})"
+        return f"no available host ({'; '.join(f'{host}: {against}' for host, against in self.objections)})"
 
 
 _POLICIES: dict[str, Callable[[Room], tuple[float, float, str]]] = {
@@ -144,7 +145,7 @@ def objection(offer: Offer) -> str:
     """Why it cannot go there, in a few words; empty if it can."""
     room = offer.room
     if room.state is HostState.MAINTENANCE:
-        return "in maintenance" + (f", {room.reason}" if room.reason else "")
+        return f"in maintenance, {room.reason}" if room.reason else "in maintenance"
     if room.state is HostState.OFFLINE:
-        return "offline" + (f", {room.reason}" if room.reason else "")
+        return f"offline, {room.reason}" if room.reason else "offline"
     return "; ".join(offer.never) or room.lacks(offer.need)

@@ -15,6 +15,7 @@ import asyncssh
 
 from gateway import doors
 from gateway.house import House
+from gateway.languages import words_for
 from gateway.routes import Door, resolve
 from gateway.session import ClientSession
 from gateway.target import Target
@@ -150,8 +151,10 @@ class Connection:
             session.exit(70 if door is Door.COMMAND else 255)
 
     async def _refuse(self, session: ClientSession, door: Door, error: AshoreError) -> None:
-        session.say(f"ashore: {error.message}")
-        session.exit(error.exit_status if door in (Door.COMMAND, Door.DIGEST) else 255)
+        is_command = door in (Door.COMMAND, Door.DIGEST)
+        words = str if is_command else await words_for(self.house.services.accounts, self.caller, session)
+        session.say(f"ashore: {words(error.message)}")
+        session.exit(error.exit_status if is_command else 255)
         if self.caller is None or self.target is None:
             return
         event = Event.by(

@@ -17,6 +17,7 @@ from gateway import commands, digests, scp
 from gateway.channel import Size, Terminal
 from gateway.commands.context import ChannelContext
 from gateway.file_audit import FileAudit
+from gateway.languages import language_of, words_for
 from gateway.recorder import Recorder
 from gateway.relay import Exit, Relay, Tap
 from gateway.routes import Door, Route
@@ -74,7 +75,7 @@ async def _menu(connection: Connection, session: ClientSession) -> None:
         return result.code
 
     async with _session_row(connection, session, Door.MENU) as ended:
-        language = await house.services.accounts.language_of(caller) or _language(session)
+        language = await language_of(house.services.accounts, caller, session)
         status = await house.menu.run(session, caller, language=language, open_shell=open_shell)
         ended(Exit(status))
         session.exit(status)
@@ -152,7 +153,12 @@ async def into_environment(
     caller, _ = await connection.identity()
     services = connection.house.services
     action = {Door.SHELL: Action.SHELL, Door.EXEC: Action.EXEC, Door.SFTP: Action.SFTP}[route.door]
-    environment = await services.environments.open(caller, action, name, on_progress=session.say)
+    words = await words_for(services.accounts, caller, session)
+
+    def say(line: str) -> None:
+        session.say(words(line))
+
+    environment = await services.environments.open(caller, action, name, on_progress=say)
     await services.environments.activity.arrive(environment)
     agent = connection.agent_path if _may_use_agent(caller, environment) else None
     guest = await services.guests.connect(caller, environment, agent_path=agent, owner=connection)
@@ -165,7 +171,7 @@ async def into_environment(
                 has_terminal=session.terminal is not None, is_protocol=route.door is Door.SFTP,
             )  # fmt: skip
             relay = Relay(session, signs, end_of_output)
-            with _present(connection, session, environment):
+            with _present(connection, session, environment, say):
                 if route.door is Door.SFTP:
                     result = await relay.run(guest, subsystem="sftp")
                 else:
@@ -176,17 +182,19 @@ async def into_environment(
 
 
 @contextmanager
-def _present(connection: Connection, session: ClientSession, environment: Environment) -> Iterator[None]:
+def _present(
+    connection: Connection, session: ClientSession, environment: Environment, say: Callable[[str], None]
+) -> Iterator[None]:
     """Somebody is in the environment while the block runs, and is told what happens to it if there is a terminal."""
     house = connection.house
 
-    def say(line: str) -> None:
+    def interrupt(line: str) -> None:
         session.say("")  # programs leave the cursor anywhere
-        session.say(line)
+        say(line)
 
     with house.services.environments.activity.presence(environment.id), ExitStack() as stack:
         if session.terminal is not None:
-            stack.enter_context(house.notices.terminal(environment.id, environment.name, say))
+            stack.enter_context(house.notices.terminal(environment.id, environment.name, interrupt))
         yield
 
 
@@ -326,12 +334,3 @@ class _Idle:
 
     def closed(self) -> None:
         self._gone.set()
-
-
-def _language(session: ClientSession) -> str:
-    """`zh` or `en`, by the client's locale."""
-    variables = session.variables
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
-        if variables.get(name):
-            return "zh" if variables[name].startswith("zh") else "en"
-    return "en"

@@ -114,8 +114,9 @@ class AssetView:
         for version in self.versions:
             if version.name == name:
                 return version
-        wanted = f"'{printable(name, limit=60)}'" if name else "at all"
-        raise NotFound(f"the {self.kind.noun} '{self.name}' has no version {wanted}")
+        if not name:
+            raise NotFound(f"the {self.kind.noun} '{self.name}' has no version at all")
+        raise NotFound(f"the {self.kind.noun} '{self.name}' has no version '{printable(name, limit=60)}'")
 
     def reference(self, caller: Caller, version: str = "") -> str:
         """What `caller` types to mean it."""

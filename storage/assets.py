@@ -388,8 +388,8 @@ async def _refuse_used(tx: Transaction, view: AssetView, version: VersionView | 
 
 
 def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_IN_REFUSAL
-    return ", ".join(names[:_NAMED_IN_REFUSAL]) + (f" and {more} more" if more > 0 else "")
+    more, shown = len(names) - _NAMED_IN_REFUSAL, ", ".join(names[:_NAMED_IN_REFUSAL])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _mtime(facts: ObjectFacts, known: tuple[int, str] | None) -> int:

@@ -166,8 +166,10 @@ class Moves:
         )  # fmt: skip
         async with self._database.writing() as tx:
             if await tx.scalar(select(Upload.id).where(_in_the_way(move)).limit(1)) is not None:
-                where = f"'{printable(names.path)}' or '{printable(names.to)}'"
-                raise Conflict(f"{where} is being sent at this moment; try again when that is finished")
+                raise Conflict(
+                    f"'{printable(names.path)}' or '{printable(names.to)}' is being sent at this moment;"
+                    " try again when that is finished"
+                )
             tx.add(move)
             await self._audit.add(tx, Event.by(caller, "file.rename", thing=names.path, to=names.to))
         await self._look()

@@ -125,10 +125,10 @@ async def _taken(tx: Transaction, subject: Subject, *, but: str = "") -> tuple[i
 
 
 def _refusal(subject: Subject, limit: float, stored: int, coming: int, advice: str) -> OverQuota:
-    waiting = f" and {size_words(coming)} are on their way or broke off" if coming else ""
-    return OverQuota(
-        f"{_who(subject)} may hold {size_words(limit)}, {size_words(stored)} are stored{waiting}: {advice}"
-    )
+    held = f"{size_words(stored)} are stored"
+    if coming:
+        held = f"{size_words(stored)} are stored and {size_words(coming)} are on their way or broke off"
+    return OverQuota(f"{_who(subject)} may hold {size_words(limit)}, {held}: {advice}")
 
 
 def _who(subject: Subject) -> str:

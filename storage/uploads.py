@@ -380,10 +380,13 @@ class Uploads:
         if not held.files:
             raise OverQuota("you may leave nothing unfinished, so only small files can be sent: ask an administrator")
         oldest = await self.rows.oldest_of(caller.user_id)
-        hint = f" with: upload abort {oldest.id} ('{printable(oldest.path, limit=200)}')" if oldest else ""
+        advice = "finish some, or end the oldest"
+        if oldest:
+            shown = printable(oldest.path, limit=200)
+            advice = f"finish some, or end the oldest with: upload abort {oldest.id} ('{shown}')"
         raise OverQuota(
             f"there are {held.files} unfinished uploads of yours, and {held.bytes / _GIB:.1f} GiB of broken ones wait: "
-            f"finish some, or end the oldest{hint}"
+            f"{advice}"
         )
 
     # ---- telling the others ----------------------------------------------------------------------------------

@@ -75,5 +75,27 @@ def test_shipped_dockerfiles_are_what_people_may_build_too(name: str) -> None:
     found = parse(body)
     assert [str(problem) for problem in check(found)] == []
     assert recipe(found, "debian:bookworm").text.startswith("FROM debian:bookworm\n")
-    for word in ("passwd", "sshd", "openssh", "NOPASSWD", "PermitRootLogin", "token", "EXPOSE"):
+    for word in ("passwd", "sshd", "openssh-server", "NOPASSWD", "PermitRootLogin", "token", "EXPOSE"):
         assert word not in body
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "packaging" / "images").glob("*.Dockerfile")), ids=lambda path: path.stem
+)
+def test_a_mirror_replaces_every_address_of_packages(path: Path, tmp_path: Path) -> None:
+    """Both ways to write sources; addresses of others stay."""
+    (script,) = set(re.findall(r'"s#https.*?"', path.read_text()))
+    sources = tmp_path / "sources.list"
+    sources.write_text(
+        "deb http://archive.ubuntu.com/ubuntu jammy main\n"
+        "URIs: http://deb.debian.org/debian-security\n"
+        "deb https://security.ubuntu.com/ubuntu jammy-security main\n"
+        "deb https://download.docker.com/linux/debian bookworm stable\n"
+    )
+    subprocess.run(["sh", "-c", f'MIRROR=http://mirror.example; sed -i -E {script} "$1"', "sh", sources], check=True)
+    assert sources.read_text() == (
+        "deb http://mirror.example/ubuntu jammy main\n"
+        "URIs: http://mirror.example/debian-security\n"
+        "deb http://mirror.example/ubuntu jammy-security main\n"
+        "deb https://download.docker.com/linux/debian bookworm stable\n"
+    )

@@ -19,6 +19,8 @@ from storage.names import printable
 from tui.frames import Back, Decoder, Frame, FrameError, Hello, Kind, decode_size, encode
 from tui.served import ServedApp, harden_textual
 from tui.terminal import Capabilities, Keyboard, ScreenSize, Terminal
+from tui.texts import translator
+from tui.texts.sentences import in_language
 
 if TYPE_CHECKING:
     from backends.services import Services
@@ -298,16 +300,16 @@ class MenuHost:
             self.ended += 1
 
     async def _serve(self, terminal: Terminal, hello: Hello) -> int:
+        language = hello.language or hello.capabilities.language
         try:
             caller = await self._services.accounts.caller_for(
                 hello.user, address=hello.address, connection=hello.connection
             )
-            language = hello.language or hello.capabilities.language
             if not terminal.capabilities.fullscreen:
                 return await self._run_plain(terminal, self._services, caller, language)
             return await self._run_app(partial(self._make_menu, terminal, self._services, caller, language), hello)
         except AshoreError as error:
-            _say(terminal, printable(error.message))
+            _say(terminal, in_language(translator(language), printable(error.message)))
             return error.exit_status
         except Exception:
             # The wall between menus: whatever happens in one, the others go on.

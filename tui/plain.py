@@ -99,7 +99,7 @@ class PlainMenu:
         width = max(cell_len(one.name) for one in self._environments)
         for number, one in enumerate(self._environments, 1):
             pad = " " * (width - cell_len(one.name))
-            news = one.reason or one.progress
+            news = in_language(self._texts, one.reason or one.progress)
             facts = [state_words(self._texts, one), one.compute, age_words(self._texts, one.created, moment), news]
             self._say(f"{number:>3}  {one.name}{pad}  " + "  ".join(fact for fact in facts if fact))
 

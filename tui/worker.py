@@ -31,6 +31,8 @@ from tui.host import MakeMenu, MenuHost, RunPlain
 from tui.served import ServedApp, harden_textual
 from tui.sockets import listen
 from tui.terminal import NullTerminal, Terminal
+from tui.texts import LANGUAGES, translator
+from tui.texts.sentences import in_language
 
 if TYPE_CHECKING:
     from backends.services import Services
@@ -158,6 +160,8 @@ class _WarmUp(ServedApp):
 
 async def warm_up() -> None:
     """Draw one menu that nobody sees, so that the first person finds every cache filled."""
+    for language in LANGUAGES:
+        in_language(translator(language), "-")
     harden_textual()
     await _WarmUp(NullTerminal()).run_async()
 

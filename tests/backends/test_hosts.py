@@ -217,7 +217,7 @@ async def test_environments_go_where_there_is_room(house: House, alice: Caller) 
     assert sorted(hosts) == ["far", "far", "near"]
     plan = await house.environments.plan(alice, Request("more", cpus=1, memory=6 * GIB))
     said = (
-        "no available host (far: memory: 4GiB of 16GiB left, 6GiB needed, near: memory: 2GiB of 8GiB left, 6GiB needed)"
+        "no available host (far: memory: 4GiB of 16GiB left, 6GiB needed; near: memory: 2GiB of 8GiB left, 6GiB needed)"
     )
     assert (plan.host, list(plan.refusals)) == ("", [said])
     with pytest.raises(Unavailable, match="no available host"):

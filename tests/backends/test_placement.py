@@ -85,7 +85,7 @@ def test_every_host_says_why() -> None:
         room("a", state=HostState.MAINTENANCE, reason="new cards"),
     ]
     assert chosen(rooms) == (
-        "no available host (a: in maintenance, new cards, b: offline, its SSH server does not answer)"
+        "no available host (a: in maintenance, new cards; b: offline, its SSH server does not answer)"
     )
     assert chosen([*rooms, room("c", is_here=False)]) == "c"
     assert chosen([]) == "no available host ()"

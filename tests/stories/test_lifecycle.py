@@ -69,12 +69,14 @@ def test_it_is_warned_sleeps_and_wakes_at_the_next_login(quick: Gateway) -> None
 
 
 def test_who_types_stays(quick: Gateway) -> None:
+    """The warnings are in the language of the terminal, here Chinese."""
     create(quick, "desk", "--lifecycle", "on-demand")
-    with Terminal([*quick.client("alice+desk", options=("-tt",))]) as terminal:
+    options = ("-tt", "-o", "SetEnv=LANG=zh_CN.UTF-8")
+    with Terminal([*quick.client("alice+desk", options=options)]) as terminal:
         terminal.wait_for_prompt()
-        terminal.expect("ashore: desk sleeps in ", seconds=60)
+        terminal.expect("ashore: desk 将在 [0-9]+ 秒后（[0-9:]+ UTC）休眠。任何活动都会让它保持运行。", seconds=60)
         terminal.send("true\r")
-        terminal.expect("ashore: desk goes on running: the warning is withdrawn.", seconds=30)
+        terminal.expect("ashore: desk 继续运行，停止提醒已撤销。", seconds=30)
         terminal.send("echo $((20 + 22))\r")
         terminal.expect("42")
     assert row(quick, "desk")["state"] == "running"

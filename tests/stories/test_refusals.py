@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.stories.clients import Environment, Gateway, run
+from tests.stories.clients import Environment, Gateway, Terminal, run
 from tests.stories.test_transfers import sftp
 
 NO_SUCH = "no environment"
+
+
+def test_a_refusal_is_in_the_language_of_the_terminal_and_for_scripts_in_english(gateway: Gateway) -> None:
+    chinese = ("-o", "SetEnv=LANG=zh_CN.UTF-8")
+    with Terminal([*gateway.client("alice+never-was", options=("-tt", *chinese))]) as terminal:
+        terminal.expect("ashore: 没有名为「never-was」的环境")
+    script = gateway.ssh("alice+never-was", "true", options=chinese, check=False)
+    assert script.stderr.decode() == "ashore: there is no environment 'never-was'\n"
+    command = gateway.ssh("alice", "env", "show", "never-was", options=("-tt", *chinese), check=False)
+    assert "there is no environment 'never-was'" in command.stdout.decode()
 
 
 # ---- somebody else's -------------------------------------------------------------------------------------------

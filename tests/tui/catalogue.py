@@ -1,7 +1,8 @@
 """The catalogue of the menu's words: what the source says, what the .po says, and the .mo made from it.
 
-`python -m tests.tui.catalogue` adds new messages of the source to the .po (empty), drops those that are gone, and
-compiles the .mo.
+`python -m tests.tui.catalogue` adds new messages of the source to the .po (empty), drops those that are gone, compiles
+the .mo, and lists what is still to be translated. Messages with the context `said` are sentences of the use cases; they
+are found by their shape, so a place keeps the name that it has in the .po when a variable of the source is renamed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from babel.messages.extract import extract_from_file
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from tests.tui.spoken import shape_of, spoken
+from tui.texts import SAID
+
 TUI = Path(__file__).parents[2] / "tui"
 PO = TUI / "texts" / "zh" / "LC_MESSAGES" / "ashore.po"
 MO = PO.with_suffix(".mo")
@@ -21,8 +25,11 @@ _KEYWORDS = {"texts": None, "t": None, "mark": None, "_texts": None, "plural": (
 
 
 def of_source() -> Catalog:
-    """Every message that the source marks."""
+    """Every message that the source marks, and every sentence that its use cases say."""
     catalogue = Catalog(locale="zh")
+    named = {shape_of(str(message.id)): str(message.id) for message in of_po() if message.context == SAID}
+    for shape, template in spoken().items():
+        catalogue.add(named.get(shape, template), context=SAID, flags=())
     for path in sorted(TUI.rglob("*.py")):
         for _, message, _, _ in extract_from_file("python", path, keywords=_KEYWORDS):
             if message:
@@ -42,10 +49,9 @@ def compiled(catalogue: Catalog) -> bytes:
 
 def update() -> None:
     """Bring .po and .mo in step with the source."""
-    old = of_po() if PO.exists() else Catalog(locale="zh")
-    new = of_source()
+    old, new = of_po(), of_source()
     for message in new:
-        known = old.get(message.id) if message.id else None
+        known = old.get(message.id, message.context) if message.id else None
         if known is not None:
             message.string = known.string
     new.fuzzy = False
@@ -57,6 +63,9 @@ def update() -> None:
     write_po(buffer, new, width=110, no_location=True, omit_header=False, sort_output=True)
     PO.write_bytes(buffer.getvalue())
     MO.write_bytes(compiled(of_po()))
+    for message in of_po():
+        if message.id and not any(message.string):
+            print("to be translated:", message.id)
 
 
 if __name__ == "__main__":

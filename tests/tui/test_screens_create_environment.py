@@ -14,6 +14,7 @@ from tests.tui.conftest import Menu
 from tests.tui.house import House
 from tests.tui.screen_text import assert_fits, assert_harmless, shows, text, until
 from tui.app import AshoreApp
+from tui.texts.hints import OF_FIELDS
 
 GIB = 1024**3
 
@@ -36,6 +37,19 @@ async def test_enter_takes_what_is_proposed(menu: Menu, house: House, alice: Cal
         limits = house.environments.planner.limits
         assert (made.compute, made.image) == ("docker", "debian:bookworm")
         assert (made.cpus, made.memory) == (limits.default_cpus, limits.default_memory)
+
+
+async def test_the_field_that_is_filled_in_is_explained(menu: Menu, house: House, alice: Caller) -> None:
+    app = menu()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, "Welcome")
+        await pilot.press("n")
+        await shows(pilot, OF_FIELDS["name"])
+        await pilot.press("tab")
+        await shows(pilot, "docker: a container made from an image.")
+        fields = {str(one.id) for one in app.screen.query("#form Input, #form Select")}
+        assert set(OF_FIELDS) - fields <= {"ports"}
+        assert_fits(app)
 
 
 async def test_refusals_are_seen_while_typing(menu: Menu, house: House, alice: Caller) -> None:

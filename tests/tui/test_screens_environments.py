@@ -70,6 +70,22 @@ async def test_connect_opens_a_shell(menu: Menu, house: House, alice: Caller, te
         assert terminal.shells == ["train"]
 
 
+@pytest.mark.parametrize("key", ["l", "a"])
+async def test_logs_and_access_open_no_shell(
+    menu: Menu, house: House, alice: Caller, terminal: FakeTerminal, key: str
+) -> None:
+    """A handler of a message also gets messages that are derived from it: one key would do two things."""
+    await make(house, alice)
+    app = menu()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, "train")
+        await pilot.press(key)
+        await until(pilot, lambda: not isinstance(app.screen, EnvironmentsScreen))
+        await pilot.press("escape")
+        await shows(pilot, "train")
+        assert terminal.shells == []
+
+
 async def test_connect_says_why_it_cannot(menu: Menu, house: House, alice: Caller, terminal: FakeTerminal) -> None:
     await make(house, alice)
     terminal.shell_error = Unavailable("'train' failed: [no] such image")

@@ -95,7 +95,7 @@ async def test_the_form_and_the_list_tell_where(menu: Menu, house: House, alice:
         await shows(pilot, "dev", "requested", "on gpu1")
         await house.hosts.drain_by_operator("gpu1")
         await pilot.press("n")
-        await shows(pilot, "no available host (gpu1: in maintenance, gpu2: in maintenance, cards)")
+        await shows(pilot, "no available host (gpu1: in maintenance; gpu2: in maintenance, cards)")
 
 
 @pytest.mark.parametrize(("language", "label"), [("en", "any that has room"), ("zh", "任何有空余的主机")])

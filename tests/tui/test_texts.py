@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import re
+import textwrap
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from babel.messages.catalog import Catalog
 
 from storage.errors import BadInput
 from tests.tui.catalogue import MO, compiled, of_po, of_source
-from tui.texts import Texts, translator
+from tests.tui.spoken import sentences_of
+from tui.texts import SAID, Texts, messages, translator
 from tui.texts.formats import age_words, date_words, parse_cpus, parse_size, size_words
-from tui.texts.sentences import PATTERNS, in_language
-
-ROOT = Path(__file__).parents[2]
+from tui.texts.sentences import in_language
 
 
-def ids(catalogue: object) -> set[str]:
-    return {message.id[0] if isinstance(message.id, tuple) else message.id for message in catalogue} - {""}  # type: ignore[attr-defined]
+def ids(catalogue: Catalog) -> set[tuple[str | None, str]]:
+    found = {(message.context, message.id[0] if isinstance(message.id, tuple) else message.id) for message in catalogue}
+    return found - {(None, "")}
 
 
 def test_chinese_has_every_message_of_the_source_and_no_other() -> None:
@@ -48,24 +48,27 @@ def test_the_compiled_catalogue_is_in_step() -> None:
     assert MO.read_bytes() == compiled(of_po()), "run: python -m tests.tui.catalogue"
 
 
-def test_every_pattern_is_a_sentence_that_some_use_case_says() -> None:
-    known = set()
-    for folder in ("storage", "backends", "tui/texts"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if path.name != "sentences.py":
-                known |= {_shape(node) for node in ast.walk(ast.parse(path.read_text())) if _is_text(node)}
-    gone = [pattern for pattern in PATTERNS if re.sub(r"\{\w+\}", "{}", pattern) not in known]
-    assert not gone
+def test_every_sentence_of_the_use_cases_is_recognised() -> None:
+    """Also where another one has nearly the same shape."""
+    chinese = translator("zh")
+    for sentence in messages("zh", SAID):
+        values = {name: f"x{at}" for at, name in enumerate(re.findall(r"\{(\w+)\}", sentence))}
+        assert in_language(chinese, sentence.format(**values)) == chinese.said(sentence, **values)
 
 
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
-def _shape(node: ast.AST) -> str:
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
-    return str(getattr(node, "value", ""))
+def test_a_sentence_that_somebody_adds_to_a_use_case_is_found() -> None:
+    """All of it must be in the catalogue, or Chinese people would read English: see `spoken`."""
+    source = """
+        '''There is no docstring here for people.'''
+        REASON = "the cable is not there"
+        def act(name, error):
+            log.warning("somebody did this: %s", name)
+            asyncio.create_task(run(), name="run for somebody")
+            if name:
+                raise Unavailable(f"{name}: {error.message}; " f"'{printable(name)}' went")
+            raise ValueError("this is for programmers")
+    """
+    assert sentences_of(textwrap.dedent(source)) == ["the cable is not there", "{name}: {reason}; '{name_2}' went"]
 
 
 def test_sentences_are_translated_with_what_is_in_them() -> None:
@@ -78,6 +81,30 @@ def test_sentences_are_translated_with_what_is_in_them() -> None:
     said = in_language(zh, f"{quota}: an administrator can raise it")
     assert said == "工作区 lab 的内存配额为 8GiB，已用 6GiB，此操作还需 3GiB：管理员可以提高配额"
     assert in_language(zh, "something new") == "something new"
+    lacks = "GPUs 'h100': 0 of 1 left, 1 needed, held by bob's 'x' until that stops"
+    hosts = in_language(zh, f"no available host (a: in maintenance, cards; b: {lacks})")
+    lacking = "GPU「h100」：共 1 个，剩余 0 个，需要 1 个，占用者 bob 的「x」，需等其停止"
+    assert hosts == f"没有可用的主机（a: 维护中，cards; b: {lacking}）"
+
+
+def test_names_in_sentences_stay_names() -> None:
+    """An environment may be called like a word of the menu."""
+    assert in_language(translator("zh"), "there is no environment 'running'") == "没有名为「running」的环境"
+    assert in_language(translator("zh"), "'memory' failed: it ran out of memory") == "「memory」失败：内存耗尽"
+    assert in_language(translator("zh"), "memory: starting") == "memory: 启动中"
+
+
+def test_warnings_of_terminals_are_in_chinese() -> None:
+    zh = translator("zh")
+    sleeps = "ashore: desk sleeps in 12 s, at 11:37 UTC. Any sign of life keeps it awake."
+    assert in_language(zh, sleeps) == "ashore: desk 将在 12 秒后（11:37 UTC）休眠。任何活动都会让它保持运行。"
+    assert in_language(zh, "x is deleted in 5 min, at 11:37 UTC.") == "x 将在 5 分钟后（11:37 UTC）被删除。"
+
+
+def test_a_sentence_made_to_keep_the_menu_busy_is_given_up_soon() -> None:
+    """Places may hold what others chose: neither endless recursion nor trying again at each place."""
+    for evil in ("; " * 499, "a: " * 330, "' has '" * 140, "GPUs: 0 of 1 left, 1 needed, held by " * 26):
+        in_language(translator("zh"), evil)
     assert in_language(translator("en"), "there is no environment 'x'") == "there is no environment 'x'"
 
 

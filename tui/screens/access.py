@@ -34,7 +34,7 @@ class AccessScreen(Page):
         Binding("y", "copy", mark("Copy the line")),
         Binding("p", "programs", mark("Programs")),
         Binding("N", "renew", mark("New secrets")),
-        Binding("f5", "reload", mark("Reload")),
+        Binding("f5", "reload", mark("Reload"), key_display="F5"),
     ]
 
     class Loaded(Message):

@@ -25,6 +25,7 @@ from tui.desk import Desk
 from tui.texts import mark
 from tui.texts.formats import parse_cpus, parse_days, parse_gpus, parse_port, parse_size, parse_span, size_words
 from tui.texts.gpus import mode_words
+from tui.texts.hints import OF_FIELDS
 from tui.texts.lifecycles import LIFECYCLES
 from tui.texts.quotas import quota_words
 from tui.texts.sentences import in_language
@@ -46,9 +47,9 @@ class CreateEnvironmentScreen(Page):
 
     TITLE_TEXT = mark("New environment")
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", mark("Back")),
-        Binding("tab", "app.focus_next", mark("Next field")),
-        Binding("f2", "create", mark("Create")),
+        Binding("escape", "back", mark("Back"), key_display="Esc"),
+        Binding("tab", "app.focus_next", mark("Next field"), key_display="Tab"),
+        Binding("f2", "create", mark("Create"), key_display="F2"),
     ]
 
     class Planned(Message):
@@ -123,6 +124,7 @@ class CreateEnvironmentScreen(Page):
             ))  # fmt: skip
         # Outside of what scrolls: why it is refused must be seen whichever field is being filled in.
         with Vertical(id="verdict"):
+            yield Plain(id="meaning")
             yield Plain(id="quotas")
             yield Plain(id="refusals")
             with Horizontal(id="buttons"):
@@ -137,6 +139,11 @@ class CreateEnvironmentScreen(Page):
     def on_mount(self) -> None:
         self.query_one("#name").focus()
         self._plan_soon()
+
+    def on_descendant_focus(self) -> None:
+        """Say what the field is for, or nothing."""
+        meaning = OF_FIELDS.get(self.focused.id or "", "") if self.focused else ""
+        self.query_one("#meaning", Plain).show(self.texts(meaning))
 
     # ---- live plan -------------------------------------------------------------------------------------------
     @on(Input.Changed)

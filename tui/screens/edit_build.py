@@ -27,6 +27,7 @@ _SHOWN = 4
 _TEMPLATE = """RUN apt-get update \\
     && apt-get install -y --no-install-recommends ffmpeg libsm6 libxext6 python3-pip \\
     && rm -rf /var/lib/apt/lists/*
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 RUN pip install --no-cache-dir torch transformers numpy
 ENV HF_HOME=/workspace/.cache/huggingface
 RUN mkdir -p /gemini/code /gemini/output
@@ -40,7 +41,7 @@ class EditBuildScreen(Page):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", mark("Back"), key_display="Esc"),
         Binding("ctrl+s,f10", "build", mark("Build"), key_display="^s", priority=True),
-        Binding("f8", "jump", mark("To the first problem")),
+        Binding("f8", "jump", mark("To the first problem"), key_display="F8"),
     ]
 
     class Asked(Message):

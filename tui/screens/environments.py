@@ -93,17 +93,19 @@ class EnvironmentsScreen(Page):
             self.applications = applications or {}
             self.ports = ports or {}
 
-    class ConnectWanted(Message):
-        """Somebody wants a shell in `name`."""
-
+    class _OfOne(Message):
+        # Never one of the messages below: whoever handles a message also gets those that are derived from it.
         def __init__(self, name: str) -> None:
             super().__init__()
             self.name = name
 
-    class LogsWanted(ConnectWanted):
+    class ConnectWanted(_OfOne):
+        """Somebody wants a shell in `name`."""
+
+    class LogsWanted(_OfOne):
         """Somebody wants to read the log of `name`."""
 
-    class AccessWanted(ConnectWanted):
+    class AccessWanted(_OfOne):
         """Somebody wants to get at the applications of `name`."""
 
     class CreateWanted(Message):

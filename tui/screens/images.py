@@ -133,7 +133,7 @@ class ImagesScreen(Page):
         driver = self.texts("driver {version}", version=view.driver) if view.driver else ""
         facts = [view.architecture, f"CUDA {view.cuda}" if view.cuda else "", driver, view.digest[:19]]
         line = self._line(view) if view.is_usable else ""
-        return [view.reason, view.description, "  ".join(filter(None, facts)), line]
+        return [in_language(self.texts, view.reason), view.description, "  ".join(filter(None, facts)), line]
 
     def _line(self, view: ImageView) -> str:
         return f"env create NAME --image {view.title}"

@@ -29,7 +29,7 @@ class LogsScreen(Page):
     REFRESH_SECONDS = 3600.0
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "back", mark("Back"), key_display="Esc"),
-        Binding("f5", "reload", mark("Reload")),
+        Binding("f5", "reload", mark("Reload"), key_display="F5"),
         Binding("j", "scroll(1)", mark("Down"), show=False),
         Binding("k", "scroll(-1)", mark("Up"), show=False),
         Binding("g", "end(False)", mark("Beginning"), show=False),

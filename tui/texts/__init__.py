@@ -7,7 +7,8 @@ compiled from it (`python -m tests.tui.catalogue`) and is what runs. Two people 
 from __future__ import annotations
 
 import gettext
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ LANGUAGES: Mapping[str, str] = {"en": "English", "zh": "中文"}
 """Code → the language's own name."""
 _DIRECTORY = Path(__file__).parent
 _DOMAIN = "ashore"
+SAID = "said"
+"""Context of the messages that are sentences of use cases, see `sentences`."""
 
 
 class Texts:
@@ -29,6 +32,10 @@ class Texts:
         # gettext answers the empty message with the catalogue's header.
         text = self._catalogue.gettext(message) if message else ""
         return text.format(**values) if values else text
+
+    def said(self, sentence: str, /, **values: str) -> str:
+        """A `sentence` of the use cases in this language, its places filled with `values`."""
+        return self._catalogue.pgettext(SAID, sentence).format(**values)
 
     def plural(self, one: str, many: str, number: int, /, **values: object) -> str:
         """`one` or `many`, whichever fits `number`, which also fills the place `{n}`."""
@@ -47,3 +54,13 @@ def translator(language: str) -> Texts:
     if code not in LANGUAGES or code == "en":
         return Texts("en", gettext.NullTranslations())
     return Texts(code, gettext.translation(_DOMAIN, _DIRECTORY, [code]))
+
+
+def messages(language: str, context: str) -> Sequence[str]:
+    """The messages of `context` in the catalogue of `language`, in English. Reads the tables of the .mo file itself,
+    because `gettext` lists nothing."""
+    data = (_DIRECTORY / language / "LC_MESSAGES" / f"{_DOMAIN}.mo").read_bytes()
+    count, table = struct.unpack_from("<2I", data, 8)
+    rows = struct.iter_unpack("<2I", data[table : table + 8 * count])
+    found = [data[start : start + length].decode() for length, start in rows]
+    return [one.removeprefix(f"{context}\x04") for one in found if one.startswith(f"{context}\x04")]
