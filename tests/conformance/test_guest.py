@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,16 @@ class Link:
 
     def __init__(self, guests: Guests, environment: Environment, connection: asyncssh.SSHClientConnection) -> None:
         self._command = partial(guests.command, environment)
-        self._connection = connection
+        self.connection = connection
 
     async def run(self, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
-        return await self._connection.run(self._command(command), **more)
+        return await self.connection.run(self._command(command), **more)
 
     async def create_process(self, command: str | None = None, **more: Any) -> asyncssh.SSHClientProcess[str]:
-        return await self._connection.create_process(self._command(command), **more)
+        return await self.connection.create_process(self._command(command), **more)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
+        return getattr(self.connection, name)
 
 
 @pytest.fixture(params=["local", "docker", "docker-ssh", "podman", "ssh"])
@@ -209,12 +210,18 @@ async def test_sftp(link: Link, place: Kit, train: Environment, tmp_path: Path) 
     assert str(done.stdout).split() == [hashlib.sha256(data).hexdigest(), "-", place.account]
 
 
-async def test_a_hundred_channels(link: Link) -> None:
+async def test_a_hundred_and_fifty_channels_on_three_connections(
+    guests: Guests, alice: Caller, train: Environment
+) -> None:
+    people = [replace(alice, user_id=f"person{number}") for number in range(3)]
+    links = [Link(guests, train, await guests.connect(one, train)) for one in people]
+    assert len({id(link.connection) for link in links}) == 3
+
     async def one(number: int) -> None:
-        done = await link.run(f"cat; exit {number}", input="x" * 1000)
+        done = await links[number % 3].run(f"cat; exit {number}", input="x" * 1000)
         assert (done.stdout, done.exit_status) == ("x" * 1000, number)
 
-    await asyncio.gather(*(one(number) for number in range(100)))
+    await asyncio.gather(*(one(number) for number in range(150)))
 
 
 async def test_nothing_stays_after_a_terminal_is_cut_off(
