@@ -74,6 +74,23 @@ PATTERNS = (
     mark("'{text}' is more than any machine has"),
     mark("'{text}' is not a number of processors: write for example 2 or 0.5"),
     mark("there is no image '{image}' here, and no registry gave it ({reason})"),
+    mark("the registry {host} does not answer, so '{image}' cannot be fetched"),
+    mark("the image '{image}' was deleted"),
+    mark(
+        "the image '{image}' is not shared with '{name}' any more: ask its owner to share it again, or make an "
+        "environment from another one"
+    ),
+    mark("the official image '{image}' is not in the registry of this house any more"),
+    mark(
+        "{whose} quota of {resource} is full ({used} of {allowed}): delete images or data sets, or ask an "
+        "administrator to raise it"
+    ),
+    mark("'{text}' ends with a colon: write NAME:TAG, or NAME alone for latest"),
+    mark("'{image}' is an official image: it comes from the {place}, where an administrator changes it"),
+    mark(
+        "the base '{base}' cannot be fetched: see 'image list' and how it is spelt, or ask an administrator whether "
+        "this gateway reaches {host}"
+    ),
     mark("the image has no /bin/sh, which an environment needs"),
     mark("the Docker engine does not answer"),
     mark("this is your only key: add another one first, or you could not log in again"),
@@ -216,6 +233,9 @@ _NOUNS = {
     "CPUs": mark("CPUs"),
     "memory": mark("memory"),
     "GPUs": mark("GPUs"),
+    "storage": mark("storage"),
+    "settings": mark("settings"),
+    "registry": mark("registry"),
 }
 
 
