@@ -1,7 +1,8 @@
 """Logs of builds: one file each, written by one process as lines come, read by any number of others from any offset.
 
-Whole lines of clean text are appended and nothing is ever changed, so an offset means the same to everybody, always:
-a snapshot up to one and what follows from it are the log without a gap and without a line twice.
+Clean text is appended, in whole lines as far as lines come quickly, and nothing is ever changed, so an offset means the
+same to everybody, always: a snapshot up to one and what follows from it are the log without a gap and without a line
+twice.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,8 @@ from typing import Self
 _LONGEST_LINE = 16 * 1024
 _TAIL = 64 * 1024
 """Of a log that is too long, so much of its end is kept: what went wrong stands there."""
+STARTED_SECONDS = 2.0
+"""After so long the beginning of a line that does not end is shown: a program may have asked something, or be at it."""
 _PIECE = 256 * 1024
 _SGR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
 """Longer ones are no colours: Python refuses to read numbers of thousands of digits, and so does who shows them."""
@@ -28,6 +32,7 @@ _ESCAPE = re.compile(
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 _RESET = "\x1b[0m"
+_SGR_BYTES = re.compile(_SGR.pattern.encode())
 _NOT_CLEAN = re.compile(rb"[^\t\n\x20-\x7e]")
 
 
@@ -47,12 +52,16 @@ class LogWriter:
         self._told = told
         self._most = most
         self._rest = b""
+        self._since = 0.0
+        """When the line began that is `_rest`, of the monotonic clock."""
         self._tail = b""
         self._left_out = 0
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._size = os.fstat(self._file).st_size
+        self._is_open = self._size > 0 and path.read_bytes()[-1:] != b"\n"
+        """Its last line has no end yet: the rest of that comes later."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +70,26 @@ class LogWriter:
         self.close()
 
     def write(self, data: bytes) -> None:
-        """A piece of output; lines appear when they are whole, or very long."""
+        """A piece of output; lines appear when they are whole, or very long, or by `show_started`."""
+        if not self._rest:
+            self._since = time.monotonic()
         whole, newline, rest = (self._rest + data).rpartition(b"\n")
         while len(rest) > _LONGEST_LINE:
             whole, newline, rest = whole + newline + rest[:_LONGEST_LINE], b"\n", rest[_LONGEST_LINE:]
         self._rest = rest
         if newline:
+            self._since = time.monotonic()
             self._append(whole + newline)
+
+    def show_started(self) -> None:
+        """Called now and then: add what there is of a line that began long ago. What is half an escape sequence or half
+        a character waits for its other half."""
+        if not self._rest or self._left_out or time.monotonic() - self._since < STARTED_SECONDS:
+            return
+        begun = self._rest[: _whole(self._rest)]
+        if begun:
+            self._rest, self._since = self._rest[len(begun) :], time.monotonic()
+            self._append(begun)
 
     def say(self, sentence: str, *, colour: str = "36") -> None:
         """A line of our own among those of the build."""
@@ -85,6 +107,8 @@ class LogWriter:
     def _finish(self) -> None:
         self._flush()
         if self._left_out:
+            if self._is_open:
+                os.write(self._file, b"\n")
             tail = _cleaned(self._tail)
             begin = tail.find(b"\n") + 1 if len(self._tail) >= _TAIL else 0
             missing = self._left_out - len(self._tail) + begin
@@ -94,19 +118,23 @@ class LogWriter:
             os.write(self._file, mark.encode() + tail[begin:])
 
     def _flush(self) -> None:
-        if self._rest:
+        if self._rest or (self._is_open and not self._left_out):
             rest, self._rest = self._rest, b""
             self._append(rest + b"\n")
 
     def _append(self, data: bytes) -> None:
-        """Whole lines as they came. Cleaning costs by far the most, so of what is left out only the end is cleaned, and
-        what is cleaned away counts as well: else a program that prints nothing else would be cleaned for ever."""
+        """Lines as they came, the last one perhaps only begun.
+
+        Cleaning costs by far the most, so of what is left out only the end is cleaned, and what is cleaned away counts
+        as well: else a program that prints nothing else would be cleaned for ever.
+        """
         if not self._left_out:
             clean = _cleaned(data)
             size = max(len(data), len(clean))
             if self._size + size <= self._most:
                 os.write(self._file, clean)
                 self._size += size
+                self._is_open = not clean.endswith(b"\n") if clean else self._is_open
                 self._told()
                 return
         self._left_out += len(data)
@@ -117,7 +145,26 @@ def _cleaned(data: bytes) -> bytes:
     if _NOT_CLEAN.search(data) is None:  # the usual case, and by far the quickest
         return data
     text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(f"{clean_line(line)}\n" for line in text[:-1].split("\n")).encode("utf-8", "replace")
+    return "\n".join(map(clean_line, text.split("\n"))).encode("utf-8", "replace")
+
+
+def _whole(data: bytes) -> int:
+    """How much of the beginning of a line can be cleaned without the rest of it."""
+    end = len(data)
+    for back in range(1, min(4, end + 1)):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # the first byte of a character
+            wanted = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            end -= back if wanted > back else 0
+            break
+    end -= data[:end].endswith(b"\r")
+    at = data.find(b"\x1b", 0, end)
+    while at >= 0:
+        colour = _SGR_BYTES.match(data, at, end)
+        if colour is None:
+            return at
+        at = data.find(b"\x1b", colour.end(), end)
+    return end
 
 
 def is_written(path: Path) -> bool:
@@ -143,7 +190,7 @@ def read_log(path: Path, offset: int) -> Iterator[bytes]:
         return
     try:
         while piece := os.pread(file, _PIECE, offset):
-            piece = piece[: piece.rfind(b"\n") + 1] or piece
+            piece = piece[: piece.rfind(b"\n") + 1] or piece  # a line that is begun comes by itself
             offset += len(piece)
             yield piece
     finally:

@@ -96,7 +96,7 @@ class BuildRoom:
 
 @dataclass(frozen=True)
 class LogPiece:
-    """Whole lines of a log, and the offset behind them, from which to go on."""
+    """Whole lines of a log, or the beginning of one that takes long; and the offset behind, from which to go on."""
 
     data: bytes
     offset: int

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from sqlalchemy import delete, select, update
 
-from backends.build_log import LogWriter
+from backends.build_log import STARTED_SECONDS, LogWriter
 from backends.builders.contract import LABEL, Builder, Order, StepFailed
 from backends.builds import LOG_TOPIC, OPEN, TOPIC, Builds
 from backends.dockerfiles.reading import parse
@@ -127,7 +127,12 @@ class BuildReconciler:
             if row.attempts > _MOST_ATTEMPTS:
                 failure: AshoreError | None = TimedOut(_CUT_OFF)
             else:
-                failure = await self._tried(row, made, writer)
+                showing = asyncio.create_task(_show_started(writer), name=f"started lines of build {row.id}")
+                try:
+                    failure = await self._tried(row, made, writer)
+                finally:
+                    showing.cancel()
+                    await asyncio.gather(showing, return_exceptions=True)
             if failure is not None:
                 writer.say(_sentence(failure, made), colour="31")
         return failure
@@ -329,6 +334,14 @@ def facts_of(digest: str, manifest: Mapping[str, object], config: Mapping[str, o
         digest, sum(sizes), str(config.get("architecture", ""))[:32], variables.get("CUDA_VERSION", "")[:32],
         needs[0].removeprefix("driver")[:64] if needs else "",
     )  # fmt: skip
+
+
+async def _show_started(writer: LogWriter) -> None:
+    """Until cancelled. A full disk is met by whoever writes next."""
+    while True:
+        await asyncio.sleep(STARTED_SECONDS / 2)
+        with suppress(OSError):
+            writer.show_started()
 
 
 class _Hints:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
+from backends import build_log
 from backends.build_log import LogWriter, clean_line, is_written, read_log
 from backends.builders.contract import Fair
 
@@ -47,6 +48,53 @@ def written(path: Path, *pieces: bytes, most: int = _MIB) -> bytes:
 def test_colours_stay_and_everything_else_that_a_terminal_obeys_goes(line: str, clean: str) -> None:
     assert clean_line(line) == clean
     assert Text.from_ansi(clean_line(line)).plain == Text.from_ansi(clean).plain
+
+
+@pytest.mark.parametrize(
+    ("begun", "rest", "shown"),
+    [
+        (b"waiting", b" is over\n", (b"waiting", b"waiting is over\n")),
+        (b"\x1b[31mred", b" end\n", (b"\x1b[31mred\x1b[0m", b"\x1b[31mred\x1b[0m end\n")),
+        (b"a\x1b]0;ti", b"tle\x07b\n", (b"a", b"ab\n")),
+        (b"50%\r", b"\n", (b"50%", b"50%\n")),
+        ("\u4f60\u597d".encode()[:5], b"\xbd\n", ("\u4f60".encode(), "\u4f60\u597d\n".encode())),
+    ],
+)
+def test_the_beginning_of_a_line_that_does_not_end_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes, rest: bytes, shown: tuple[bytes, bytes]
+) -> None:
+    """Nothing of it is written twice, and what was read stays what it was: offsets stay right."""
+    path = tmp_path / "log"
+    with LogWriter(path, most=_MIB, told=lambda: None) as writer:
+        writer.write(begun)
+        writer.show_started()
+        assert path.read_bytes() == b""
+        monkeypatch.setattr(build_log, "STARTED_SECONDS", 0.0)
+        for _ in range(3):
+            writer.show_started()
+        before = b"".join(read_log(path, 0))
+        writer.write(rest)
+        after = b"".join(read_log(path, len(before)))
+    assert (before, before + after) == shown
+    assert path.read_bytes() == shown[1]
+
+
+def test_a_line_that_was_begun_has_an_end_before_others_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the process died over it, and when the log is too long for the rest."""
+    monkeypatch.setattr(build_log, "STARTED_SECONDS", 0.0)
+    path = tmp_path / "log"
+    with LogWriter(path, most=_MIB, told=lambda: None) as writer:
+        writer.write(b"a")
+        writer.show_started()
+        writer.say("ours", colour="1")
+        writer.write(b"b")
+        writer.show_started()
+        before = path.read_bytes()
+    assert before == b"a\n\x1b[1mours\x1b[0m\nb"
+    path.write_bytes(before)  # as if it had died
+    with LogWriter(path, most=len(before), told=lambda: None) as writer:
+        writer.write(b" end\nc\n")
+    assert path.read_bytes() == before + b"\n end\nc\n"
 
 
 @given(st.text("a\x1b[]m0;2JH\x07\\\x9bP\n\r\u202e\xe9", max_size=200), st.integers(1, 50))

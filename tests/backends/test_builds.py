@@ -183,6 +183,32 @@ async def test_where_no_storage_is_left_nothing_is_built(yard: Yard, alice: Call
     await yard.ask(alice, "RUN b", name="other")
 
 
+class _Asks(MemoryBuilder):
+    """A step that prints no end of line before it has an answer."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        super().__init__(engine)
+        self.answer = asyncio.Event()
+
+    async def build(self, order: Order, write: Write) -> str:
+        write(b"before\nPassword: ")
+        await self.answer.wait()
+        write(b"thanks\n")
+        return await super().build(order, write)
+
+
+async def test_who_follows_sees_a_line_that_does_not_end(yard: Yard, alice: Caller) -> None:
+    builder, seen = _Asks(yard.engine), b""
+    await yard.ask(alice, "RUN a")
+    async with yard.running(builder), asyncio.timeout(_GENEROUS):
+        async for piece in yard.builds.follow(alice, "model"):
+            seen += piece.data
+            assert piece.offset == len(seen)
+            if seen == b"before\nPassword: ":
+                builder.answer.set()
+    assert seen.startswith(b"before\nPassword: thanks\n")
+
+
 async def test_what_is_wrong_is_said_when_it_is_asked_for(yard: Yard, alice: Caller, bob: Caller) -> None:
     with pytest.raises(DockerfileRefused, match="line 1, column 1: USER is not allowed") as refused:
         await yard.ask(alice, "USER root\nADD http://x /y")

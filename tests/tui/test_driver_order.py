@@ -211,6 +211,7 @@ async def test_text_goes_on_below_the_form_that_a_key_closed() -> None:
 async def test_text_after_a_click_goes_where_the_click_went() -> None:
     async with running() as app:
         area = app.query_one("#area", TextArea)
+        await until(lambda: area.region.y > 0)  # it has its place
         x, y = area.region.x + 2, area.region.y + 2
         send(app, b"in" + f"\x1b[<0;{x};{y}M\x1b[<0;{x};{y}m".encode() + b"area\rn")
         await settled(app)

@@ -79,6 +79,9 @@ async def test_a_log_is_followed_with_its_colours(menu: Menu, house: House, alic
             await shows(pilot, "Step 1/2", "red words", "[@click=app.quit]")
             log.write(b"more of it\n")
             await shows(pilot, "more of it")
+            assert "Only the end" not in text(app)
+            log.write(b"many\n" * 5_000)
+            await shows(pilot, "Only the end of the log is here. All of it: ssh ", "image log tools:v1", "--build 1")
             assert_harmless(app)
             async with house.database.writing() as tx:
                 await tx.execute(update(Build).values(state=BuildState.SUCCESS, digest="sha256:1"))
@@ -101,6 +104,7 @@ async def test_of_a_long_log_the_end_is_shown_soon(menu: Menu, house: House, ali
         await shows(pilot, "tools:v1", "第 3/5 步（第 2 行）失败：退出状态 1")
         await pilot.press("enter")
         await shows(pilot, "line 99999 of a program", "第 3/5 步")
+        await shows(pilot, "这里只显示日志末尾。完整日志：ssh ", "image log tools:v1 --build 1")
         await pilot.press("g")
         await until(pilot, lambda: "line 99999" not in text(app))
 

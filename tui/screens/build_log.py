@@ -15,12 +15,12 @@ from storage.errors import AshoreError
 from tui.desk import Desk
 from tui.texts import mark
 from tui.texts.sentences import in_language
-from tui.widgets.line import Line
+from tui.widgets.line import Line, Plain
 from tui.widgets.page import Page
 
 _MOST_LINES = 5000
 _MOST_BYTES = 512 * 1024
-"""A menu shows the end of a log; `image log` gives all of it."""
+"""A menu shows the end of a log, and says so; `image log` gives all of it."""
 
 
 class BuildLogScreen(Page):
@@ -38,9 +38,10 @@ class BuildLogScreen(Page):
     class Came(Message):
         """More of the log."""
 
-        def __init__(self, data: bytes) -> None:
+        def __init__(self, data: bytes, offset: int) -> None:
             super().__init__()
             self.data = data
+            self.offset = offset
 
     class Over(Message):
         """The build is over, and all of its log was shown."""
@@ -53,12 +54,16 @@ class BuildLogScreen(Page):
         super().__init__(desk)
         self._title = title
         self._number = number
+        self._lines = 0
+        self._is_part = False
 
     def compose_body(self) -> ComposeResult:
+        yield Plain(id="part")
         yield RichLog(max_lines=_MOST_LINES, wrap=True, markup=False, highlight=False, id="log")
         yield Line(id="status")
 
     def on_mount(self) -> None:
+        self.query_one("#part").display = False
         self._say(self.texts("It is followed while it is written."))
         self.run_worker(self._read(), name="build log", group="data")
 
@@ -66,7 +71,7 @@ class BuildLogScreen(Page):
         builds, caller = self.desk.services.builds, self.desk.caller
         try:
             async for piece in builds.follow(caller, self._title, self._number, last=_MOST_BYTES):
-                self.post_message(self.Came(piece.data))
+                self.post_message(self.Came(piece.data, piece.offset - len(piece.data)))
             view = await builds.show(caller, self._title, self._number)
         except AshoreError as error:
             self.trouble(error)
@@ -77,12 +82,25 @@ class BuildLogScreen(Page):
     @on(Came)
     def _came(self, event: Came) -> None:
         log = self.query_one(RichLog)
-        for line in event.data.decode("utf-8", "replace").splitlines()[-_MOST_LINES:]:
+        lines = event.data.decode("utf-8", "replace").splitlines()
+        self._tell_part(is_part=(not self._lines and event.offset > 0) or self._lines + len(lines) > _MOST_LINES)
+        self._lines += len(lines)
+        for line in lines[-_MOST_LINES:]:
             log.write(Text.from_ansi(line.expandtabs(8)), scroll_end=log.is_vertical_scroll_end)
 
     @on(Over)
     def _over(self, event: Over) -> None:
         self._say(event.sentence or self.texts("The build was stopped."))
+
+    def _tell_part(self, *, is_part: bool) -> None:
+        """Say once that the beginning is not here, and how to get it."""
+        if not is_part or self._is_part:
+            return
+        self._is_part = True
+        command = self.desk.gateway_command(f"image log {self._title} --build {self._number}")
+        part = self.query_one("#part", Plain)
+        part.show(self.texts("Only the end of the log is here. All of it: {command}", command=command))
+        part.display = True
 
     def _say(self, sentence: str) -> None:
         self.query_one("#status", Line).show(f"{self._title} #{self._number}   {sentence}")

@@ -22,6 +22,7 @@ _NOUNS = frozenset(
         mark("image"), mark("key"), mark("upload"), mark("import"), mark("build"), mark("host"), mark("recording"),
         mark("artifact"), mark("user"), mark("your"), mark("environments"), mark("CPUs"),
         mark("memory"), mark("GPU"), mark("GPUs"), mark("MIG device"), mark("MIG devices"), mark("storage"),
+        mark("settings"), mark("registry"),
         mark("published"), mark("broken"), mark("none"), mark("a directory"),
         mark("starts"), mark("sleeps"), mark("offline"), mark("queued"), mark("building"), mark("pushing"),
         mark("success"), mark("failed"), mark("cancelled"), mark("running"), mark("done"), mark("ready"),

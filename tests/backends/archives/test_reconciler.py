@@ -68,7 +68,8 @@ async def test_a_registry_that_is_away_is_waited_for(house: House, child: Embedd
     (row,) = await house.rows()
     assert not row.state.is_over
     assert "does not answer" in row.reason
-    await child.start(RegistrySettings())
+    await house.registry.close()
+    house.registry = Registry(await child.start(RegistrySettings()))  # with another password
     await house.work()
     assert (await house.rows())[0].state is ArchiveState.READY
 
