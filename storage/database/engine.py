@@ -9,9 +9,10 @@ No network call belongs inside either. The word "session" means SSH in this hous
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from storage.database.transaction import Transaction, finished
 from storage.database.trouble import told
 from storage.errors import BadInput
 
+_CLOSE_SECONDS = 5.0
 _BUSY_MILLISECONDS = 20_000
 _WRITERS = 0x6173686F7265
 """The advisory lock that PostgreSQL's writers take turns with: "ashore" in ASCII."""
@@ -42,6 +44,7 @@ class Database:
         except ArgumentError as error:
             # What SQLAlchemy says about it may show the password.
             raise BadInput("'database.url' is no SQLAlchemy async URL, such as postgresql+asyncpg://…") from error
+        self._in_use = 0
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
@@ -84,13 +87,14 @@ class Database:
             return await finished(self._fetch(query))
 
     async def _fetch(self, query: Executable) -> Sequence[Row[Any]]:
-        async with self.engine.connect() as connection:
-            connection = await connection.execution_options(ashore_single=True)
-            return (await connection.execute(query)).all()
+        with self._used():
+            async with self.engine.connect() as connection:
+                connection = await connection.execution_options(ashore_single=True)
+                return (await connection.execute(query)).all()
 
     @asynccontextmanager
     async def _transaction(self, options: dict[str, Any]) -> AsyncIterator[Transaction]:
-        with told():
+        with told(), self._used():
             async with Transaction(self.engine, expire_on_commit=False) as tx:
                 with told(connecting=True):
                     await tx.connection(execution_options=options)
@@ -114,9 +118,23 @@ class Database:
                 await tx.execute(text(sql), [dict(row) for row in rows])
 
     async def close(self) -> None:
+        """Wait for what is under way, for a moment, and close all connections."""
+        # A connection that comes back to a pool that is gone would never be closed.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                while self._in_use:  # noqa: ASYNC110 - it has ended in a moment, and nobody else wants to know
+                    await asyncio.sleep(0.005)
         if self._quick is not None:
             await self._quick.close()
         await self.engine.dispose()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        self._in_use += 1
+        try:
+            yield
+        finally:
+            self._in_use -= 1
 
 
 _SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}

@@ -78,3 +78,18 @@ async def test_cancelled_writers_keep_no_lock_and_lose_no_connection(
             await insert(numbers, -1)
     assert not caplog.records
     assert pool.status().endswith("Current Checked out connections: 0")
+
+
+async def test_a_close_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    """A task that was cancelled a moment before may still wait for its call: its connection was never closed then."""
+    numbers = Database.in_directory(tmp_path)
+    async with numbers.writing() as tx:
+        await tx.execute(text("CREATE TABLE numbers (number INTEGER)"))
+    tasks = [asyncio.create_task(insert(numbers, number)) for number in range(4)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await numbers.close()
+    assert numbers.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert numbers.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
