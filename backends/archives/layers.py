@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from backends.archives.bytes import GZIP, ZSTD, Cursor, packing_of, unpacked
+from backends.archives.climbing import Climbing
 from backends.archives.layout import Layer
 from backends.registry import Registry
 from storage.errors import AshoreError, BadInput, OverQuota
@@ -76,6 +77,7 @@ class Passage:
         self._allowance = allowance
         self._raw = hashlib.sha256()
         self._inner = hashlib.sha256()
+        self._climbing = Climbing()
         self._sent = 0
         self._is_there = False
         self._error: AshoreError | None = None
@@ -126,6 +128,7 @@ class Passage:
     async def _counted_plain(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in pieces:
             self._allowance.unpack(self._times * len(piece))
+            await asyncio.to_thread(self._climbing.see, piece)
             yield piece
 
     async def _kept(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -184,7 +187,11 @@ class Passage:
 
         async for found in unpacked(pieces(), GZIP, self._allowance.of_packed(self._layer.entry.size)):
             self._allowance.unpack(self._times * len(found))
-            await asyncio.to_thread(self._inner.update, found)
+            await asyncio.to_thread(self._look, found)
+
+    def _look(self, piece: bytes) -> None:
+        self._inner.update(piece)
+        self._climbing.see(piece)
 
 
 async def _offer(queue: asyncio.Queue[bytes], piece: bytes, reading: asyncio.Task[None]) -> None:

@@ -138,7 +138,9 @@ def layout_of(files: Files) -> Layout:
         return _checked(_oci(files))
     if files.has("manifest.json"):
         return _checked(_docker(files))
-    raise BadInput("this is no archive of an image: it has neither manifest.json (docker save) nor index.json (OCI)")
+    raise BadInput(
+        "this is no archive of an image: it has neither manifest.json nor index.json; make one with 'docker save'"
+    )
 
 
 def _docker(files: Files) -> Layout:

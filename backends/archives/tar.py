@@ -68,7 +68,9 @@ async def _headers(cursor: Cursor, most: int) -> AsyncIterator[tarfile.TarInfo]:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise BadInput("this is no archive of an image: it is no tar file, or a damaged one") from error
+            raise BadInput(
+                "this is no archive of an image: it is no tar file, or a damaged one; make one with 'docker save'"
+            ) from error
         if header.size < 0:
             raise BadInput("the archive has an entry of impossible size")
         if count >= most:

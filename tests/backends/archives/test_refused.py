@@ -102,6 +102,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "endless number": (header_of(tarfile.XHDTYPE, b"1" * 5000 + b" a=b\n"), "damaged header"),
     "endless size": (header_of(tarfile.XHDTYPE, b"5012 size=" + b"1" * 5001 + b"\n") + SMALL, "impossible size"),
     "odd size": (header_of(tarfile.XHDTYPE, "11 size=²\n".encode()) + SMALL, "impossible size"),
+    "layer climbs": (docker_archive(SMALL, tar_of(File("../../etc/passwd", b"x"))), "climbs out"),
+    "packed layer climbs": (docker_archive(tar_of(File("a/../../b", b"x")), packed=gzip.compress), "climbs out"),
     "endless name": (header_of(tarfile.GNUTYPE_LONGNAME, b"a" * 5000) + SMALL, "endless name"),
     "terminal": (docker_archive(SMALL, extra=[File("../\x1b[31m", b"")]), "leaves it"),
 }  # fmt: skip
