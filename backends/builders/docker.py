@@ -86,7 +86,8 @@ class DockerBuilder:
         try:
             image = await self._engine.image(base, PullLines(write).see, auth=auth)
         except (RegistryAway, BadInput) as error:
-            write(f"{error.message}\n".encode())
+            said = error.said if isinstance(error, RegistryAway) else ""
+            write(f"{said or error.message}\n".encode())
             raise no_base(base) from error
         refuse_triggers((image.get("Config") or {}).get("OnBuild"))
         return str(image["Id"])

@@ -21,7 +21,14 @@ Progress = Callable[[str], None]
 
 
 class RegistryAway(Unavailable):
-    """The engine answers, and could not get an image now: trying again may help."""
+    """The engine answers, and could not get an image now: trying again may help.
+
+    `said`: what the engine said about it, with addresses that help operators only.
+    """
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class State(StrEnum):

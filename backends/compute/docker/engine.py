@@ -133,9 +133,8 @@ class Engine:
                 log.warning("%s was not pulled: %s", printable(name, limit=200), said)
                 if any(words in error.message for words in _NO_ANSWER):
                     host = printable(name.partition("/")[0], limit=100)
-                    raise RegistryAway(
-                        f"the registry {host} does not answer, so '{title}' cannot be fetched"
-                    ) from error
+                    away = f"the registry {host} does not answer, so '{title}' cannot be fetched"
+                    raise RegistryAway(away, said) from error
                 raise RegistryAway(f"no registry gives the image '{title}' now ({said})") from error
             raise BadInput(f"there is no image '{title}' here, and no registry gave it ({said})") from error
 
