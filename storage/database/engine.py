@@ -23,13 +23,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from storage.database.quick import QuickSqlite, Statement, Values
 from storage.database.transaction import Transaction, finished
-from storage.database.trouble import told
+from storage.database.trouble import told, unavailable
 from storage.errors import BadInput
 
 _CLOSE_SECONDS = 5.0
 _BUSY_MILLISECONDS = 20_000
 _WRITERS = 0x6173686F7265
 """The advisory lock that PostgreSQL's writers take turns with: "ashore" in ASCII."""
+_WRITERS_AT_ONCE = 2
+"""Of this process: one that writes, and one that is ready when it ends."""
 
 
 class Database:
@@ -45,6 +47,7 @@ class Database:
             # What SQLAlchemy says about it may show the password.
             raise BadInput("'database.url' is no SQLAlchemy async URL, such as postgresql+asyncpg://…") from error
         self._in_use = 0
+        self._turns = asyncio.Semaphore(_WRITERS_AT_ONCE)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
@@ -72,8 +75,21 @@ class Database:
 
         So what it has read is still true when it commits, and it never has to start again.
         """
-        async with self._transaction({"ashore_write": True}) as tx:
+        async with self._turn(), self._transaction({"ashore_write": True}) as tx:
             yield tx
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Writers wait here, and not with a connection of the pool in their hands, which readers need."""
+        try:
+            async with asyncio.timeout(_BUSY_MILLISECONDS / 1000):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise unavailable() from error
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
@@ -170,5 +186,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_postgresql(connection: Connection) -> None:
     """Let writers take turns, as SQLite's do: whatever was proven about concurrent writers there holds here too."""
     if connection.get_execution_options().get("ashore_write", False):
-        patience = f"SELECT set_config('lock_timeout', '{_BUSY_MILLISECONDS}ms', true)"
-        connection.exec_driver_sql(f"{patience}, pg_advisory_xact_lock({_WRITERS})")
+        # A writer whose machine is frozen or cut off must not keep all others waiting until TCP notices.
+        limits = ("lock_timeout", "idle_in_transaction_session_timeout")
+        patience = ", ".join(f"set_config('{name}', '{_BUSY_MILLISECONDS}ms', true)" for name in limits)
+        connection.exec_driver_sql(f"SELECT {patience}, pg_advisory_xact_lock({_WRITERS})")

@@ -11,16 +11,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from storage.database.engine import Database
+from storage.database.trouble import told
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
 async def migrate(database: Database) -> None:
     """Upgrade to the newest revision; one process does it, the others wait for its transaction."""
-    async with database.engine.connect() as connection:
-        connection = await connection.execution_options(ashore_write=True)
-        async with connection.begin():
-            await connection.run_sync(_upgrade)
+    with told(connecting=True):
+        async with database.engine.connect() as connection:
+            connection = await connection.execution_options(ashore_write=True)
+            async with connection.begin():
+                await connection.run_sync(_upgrade)
 
 
 async def pending(database: Database) -> bool:

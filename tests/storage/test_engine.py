@@ -113,3 +113,24 @@ async def test_a_wrong_query_is_no_database_that_is_away(databases: Databases, d
         with pytest.raises(DBAPIError, match="nothing"):
             await database.fetch(text("SELECT nothing"))
         await database.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_waiting_writers_hold_no_reader_up(databases: Databases, kind: str, data_dir: Path) -> None:
+    """They once waited with all connections of the pool in their hands, and nobody could log in meanwhile."""
+    with databases.new(kind, data_dir) as database:
+        may_end = asyncio.Event()
+
+        async def write() -> None:
+            async with database.writing():
+                await may_end.wait()
+
+        writers = [asyncio.create_task(write()) for _ in range(40)]
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):  # less than the patience of any of them
+            await database.fetch(text("SELECT 1"))
+            async with database.reading() as tx:
+                await tx.execute(text("SELECT 1"))
+        may_end.set()
+        await asyncio.gather(*writers)
+        await database.close()
