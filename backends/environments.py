@@ -316,7 +316,8 @@ class Environments:
                     if on_progress is not None:
                         on_progress(line)
                 try:
-                    await asyncio.wait_for(queue.get(), 1.0)
+                    async with asyncio.timeout(1.0):
+                        await queue.get()
                 except TimeoutError:
                     continue
         raise TimedOut(f"'{printable(name, limit=60)}' did not come up in time")

@@ -282,7 +282,8 @@ class Guests:
             while True:
                 changed = ""
                 with contextlib.suppress(TimeoutError):
-                    changed = (await asyncio.wait_for(hints.get(), _LOOK_SECONDS)).key
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        changed = (await hints.get()).key
                 try:
                     await self._close(self._finished())
                     if changed and any(place[1] == changed for place in self._pool):

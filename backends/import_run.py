@@ -118,7 +118,8 @@ class ImportRun:
     async def _tell_progress(self, over: asyncio.Event) -> None:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), _NOTE_SECONDS)
+                async with asyncio.timeout(_NOTE_SECONDS):
+                    await over.wait()
                 return
             await self._note()
 

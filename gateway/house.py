@@ -70,7 +70,8 @@ class Live:
         with services.changes.subscribe("user", "key") as queue:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(queue.get(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await queue.get()
                 await asyncio.sleep(_FAREWELL_SECONDS)
                 people = list(self.people)
                 logins = {(one.caller.user_id, one.fingerprint) for one in people if one.caller is not None}

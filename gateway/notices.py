@@ -57,6 +57,8 @@ class Notices:
                     await self.look(services)
                 except AshoreError as error:
                     log.warning("what people should be told is not known: %s", error.message)
+                except Exception:  # the wall of this loop: warnings come late, and sessions go on
+                    log.exception("what people should be told is not known")
                 waits = [asyncio.create_task(hints.get()), asyncio.create_task(self._arrived.wait())]
                 try:
                     await asyncio.wait(waits, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)

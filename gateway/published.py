@@ -23,6 +23,7 @@ from storage.errors import AshoreError
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
+_SETTLE_SECONDS = 2.0
 _TELL_SECONDS = 60.0
 """Refusals of one port are told of once in this time, with their number: strangers decide how many there are."""
 _Key = tuple[int, str, int]
@@ -49,14 +50,19 @@ class PortListeners:
         try:
             with self._services.changes.subscribe("environment") as hints:
                 while True:
-                    await self._look()
+                    try:
+                        await self._look()
+                    except Exception:  # the wall of this loop: what is open stays open, and it looks again
+                        log.exception("the look at published ports failed")
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(hints.get(), pause)
+                        async with asyncio.timeout(pause):
+                            await hints.get()
                     while not hints.empty():
                         hints.get_nowait()
         finally:
             for key in list(self._open):
                 self._close(key)
+            await asyncio.gather(*(listener.settle() for listener in self._closed))
 
     def is_full(self) -> bool:
         """Whether all ports together have as many connections as they may."""
@@ -124,6 +130,14 @@ class _Listener:
         for visit in list(self.visits):
             visit.end()
         self._tell()
+
+    async def settle(self) -> None:
+        """Wait for the ledgers of its connections, for a moment; what is left then is given up."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_SETTLE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def look(self) -> None:
         """From time to time: end what is idle, and tell of what was refused."""

@@ -95,7 +95,8 @@ class Recorder:
             while not is_last:
                 await self._wake.wait()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), _FLUSH_SECONDS)
+                    async with asyncio.timeout(_FLUSH_SECONDS):
+                        await self._closing.wait()
                 self._wake.clear()
                 is_last = self._closing.is_set()
                 await asyncio.to_thread(self._flush, descriptor, self._take())

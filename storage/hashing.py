@@ -95,7 +95,8 @@ class HashJobs:
                 except AshoreError as error:
                     log.warning("hashes of stored files: %s", error.message)
                 try:
-                    await asyncio.wait_for(hints.get(), self._pause)
+                    async with asyncio.timeout(self._pause):
+                        await hints.get()
                 except TimeoutError:
                     continue
 

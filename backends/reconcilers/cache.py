@@ -33,7 +33,8 @@ class CacheKeeper:
             while True:
                 await self.sweep()
                 try:
-                    await asyncio.wait_for(hints.get(), _PAUSE_SECONDS)
+                    async with asyncio.timeout(_PAUSE_SECONDS):
+                        await hints.get()
                 except TimeoutError:
                     continue
                 await asyncio.sleep(_SETTLE_SECONDS)  # hints come in crowds

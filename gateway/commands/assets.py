@@ -195,7 +195,8 @@ class AssetCommands:
                     context.err(f"{now}\n")
                 said = now
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hints.get(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await hints.get()
 
 
 def verbs(kind: AssetKind) -> Sequence[Verb]:

@@ -64,7 +64,8 @@ async def _wait(context: Context, options: argparse.Namespace) -> None:
                     if all(one.state in _SETTLED for one in found if options.app in ("", one.name)):
                         return
                     try:
-                        await asyncio.wait_for(hints.get(), 1.0)
+                        async with asyncio.timeout(1.0):
+                            await hints.get()
                     except TimeoutError:
                         continue
     except TimeoutError as error:
