@@ -18,6 +18,10 @@ _MOST = 256
 """Connections at once; more wait in the kernel's queue. They must not take all files that the gateway may open."""
 _PATIENCE_SECONDS = 30.0
 """How long a connection waits for a registry that starts again."""
+_FIRST_SECONDS = 30.0
+"""What comes in must say something within; anybody on this machine may connect."""
+_IDLE_SECONDS = 900.0
+"""How long nothing may come from either side: the registry reads a large layer again before it answers."""
 _PAUSE = 0.05
 _HOST = "127.0.0.1"
 
@@ -92,12 +96,13 @@ class RegistryDoor:
         with outer, contextlib.suppress(OSError, TimeoutError):
             outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with await self._patiently() as inner:
-                inbound = asyncio.create_task(_copy(outer, inner), name="to the image registry")
-                try:
-                    await _copy(inner, outer)
-                finally:
-                    inbound.cancel()
-                    await asyncio.gather(inbound, return_exceptions=True)
+                async with asyncio.timeout(_FIRST_SECONDS) as limit:
+                    inbound = asyncio.create_task(_copy(outer, inner, limit), name="to the image registry")
+                    try:
+                        await _copy(inner, outer, limit)
+                    finally:
+                        inbound.cancel()
+                        await asyncio.gather(inbound, return_exceptions=True)
 
     async def _patiently(self) -> socket.socket:
         async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -108,13 +113,18 @@ class RegistryDoor:
                     await asyncio.sleep(_PAUSE)
 
 
-async def _copy(source: socket.socket, target: socket.socket) -> None:
-    """All that comes, and its end."""
+async def _copy(source: socket.socket, target: socket.socket, limit: asyncio.Timeout) -> None:
+    """All that comes, and its end, also the end of a client that resets: the registry would keep its line for ever."""
     loop = asyncio.get_running_loop()
     buffer = memoryview(bytearray(_PIECE))
-    while size := await loop.sock_recv_into(source, buffer):
-        await loop.sock_sendall(target, buffer[:size])
-    target.shutdown(socket.SHUT_WR)
+    try:
+        while size := await loop.sock_recv_into(source, buffer):
+            if not limit.expired():
+                limit.reschedule(loop.time() + _IDLE_SECONDS)
+            await loop.sock_sendall(target, buffer[:size])
+    finally:
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 def _listening(port: int) -> socket.socket:
