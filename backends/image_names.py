@@ -84,6 +84,7 @@ def check_plain(written: str) -> str:
         or (colon and not _TAG.fullmatch(tag))
         or not _HOST.fullmatch(host)
         or not all(map(_COMPONENT.fullmatch, path.split("/")))
+        or (host == _HUB and _is_host(path.partition("/")[0]))
     ):
         raise BadInput(f"'{shown}' is no image: write NAME:TAG, or a reference like repository/name:tag")
     return f"{host}/{path}@{digest}" if at else f"{host}/{path}:{tag or LATEST}"
@@ -97,6 +98,11 @@ def _divided(name: str) -> tuple[str, str]:
     if host in _HUBS:
         host, path = _HUB, path if "/" in path else f"library/{path}"
     return host, path
+
+
+def _is_host(part: str) -> bool:
+    """Whether an engine that leaves `docker.io/` out, as Docker does, would take what follows for a registry's host."""
+    return "." in part or part == "localhost"
 
 
 def loaded_name(reference: str) -> str:

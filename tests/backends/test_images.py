@@ -134,7 +134,8 @@ def test_references_in_full(written: str, found: str) -> None:
     ["sha256:" + "a" * 64, "sha256:abc", "-x", "a b", "a\n", "", "docker://127.0.0.1:5000/a/b/c@" + DIGEST,
      "containers-storage:@abc", "docker-archive:/etc/x", "oci:/etc/x", "oci:a/b", "dir:/", "a@abc", "a@sha256:12",
      "a:", "a:b:c", "/a", "a/", "a//b", "A", "a/B", "r:port/a", "a/../b", "a:.b", "x." * 200 + "y/a",
-     "[::1]:5000/a", "a@" + DIGEST + "@" + DIGEST],
+     "docker.io/loaded.ashore.invalid/w/i/model:1", "index.docker.io/harbor.example.com/a/w/i/model:v1",
+     "docker.io/localhost/a", "[::1]:5000/a", "a@" + DIGEST + "@" + DIGEST],
 )  # fmt: skip
 def test_no_references(written: str) -> None:
     """Also the transports of Podman and buildah, which read files of the host and images of others."""
