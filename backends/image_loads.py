@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from backends.compute.contract import Compute, HasImages, Progress
@@ -17,6 +18,9 @@ from backends.image_names import loaded_name
 from backends.registry import Registry
 from storage.errors import Unavailable
 
+_AT_ONCE = 4
+"""A slow engine holds its connection to the registry for as long as it takes a layer, and others need some, too."""
+
 
 class ImageLoads:
     """The loads of this process: one at a time for an image and an engine. Without a registry there are none."""
@@ -24,6 +28,8 @@ class ImageLoads:
     def __init__(self, registry: Registry | None) -> None:
         self._registry = registry
         self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
+        self._users: Counter[tuple[str, str]] = Counter()
+        self._room = asyncio.Semaphore(_AT_ONCE)
 
     def is_needed(self, compute: Compute, reference: str) -> bool:
         """Whether `reference` is to be brought there, as the engine cannot pull it."""
@@ -53,7 +59,8 @@ class ImageLoads:
                 raise
             if known in archive.ids:
                 return False
-            await compute.load_image(_told(archive, title, progress), title)
+            async with self._room:
+                await compute.load_image(_told(archive, title, progress), title)
             if await compute.image_id(name) not in archive.ids:
                 await compute.drop_image(name)
                 raise Unavailable(f"the Docker engine made another image of '{title}'")
@@ -69,13 +76,18 @@ class ImageLoads:
 
     @contextlib.asynccontextmanager
     async def _alone(self, place: str, name: str, title: str, progress: Progress) -> AsyncIterator[None]:
-        lock = self._under_way.setdefault((place, name), asyncio.Lock())
-        if lock.locked():
-            progress(f"loading {title}: somebody else's environment has begun with it")
-        async with lock:
-            yield
-        if not lock.locked():
-            self._under_way.pop((place, name), None)
+        key = (place, name)
+        lock = self._under_way.setdefault(key, asyncio.Lock())
+        self._users[key] += 1
+        try:
+            if lock.locked():
+                progress(f"loading {title}: somebody else's environment has begun with it")
+            async with lock:
+                yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self._under_way[key]
 
 
 async def _told(archive: ImageArchive, title: str, progress: Progress) -> AsyncGenerator[bytes]:

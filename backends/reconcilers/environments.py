@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from backends.compute.contract import Compute, Found, HasPulls, Mount, Progress, State, WorkloadSpec
+from backends.compute.contract import Compute, Found, HasPulls, Mount, Progress, RegistryAway, State, WorkloadSpec
 from backends.compute.places import place_of
 from backends.environments import settled
 from backends.gpus import lost, lost_words
@@ -22,7 +22,7 @@ from backends.images import Source
 from backends.outputs import Outputs
 from backends.reconcilers.fetches import Fetches
 from backends.reconcilers.loop import ReconcilerLoop
-from backends.reconcilers.pulls import bring_image
+from backends.reconcilers.pulls import again, bring_image
 from backends.reconcilers.rows import TOPIC, EnvironmentRows
 from backends.reservations import Reservations
 from backends.settings import BackendSettings
@@ -299,12 +299,23 @@ class EnvironmentReconciler:
             await self._data.fetch(seen, lines.set)
         if not isinstance(compute, HasPulls):
             return
-        await self._loads.bring(compute, (await self._source(seen)).reference, seen.image, lines.set)
+        stall, retry = self._settings.pull_stall_minutes, self._settings.pull_retry_minutes
+        reference = (await self._source(seen)).reference
+        is_new = await again(lambda hear: self._load(seen, compute, reference, hear), lines.set, retry_minutes=retry)
         spec = await self._spec(seen, {})
         if await compute.lacks_image(spec):
-            stall, retry = self._settings.pull_stall_minutes, self._settings.pull_retry_minutes
             await bring_image(compute, spec, lines.set, stall_minutes=stall, retry_minutes=retry)
+            is_new = True
+        if is_new:
             self._began.pop(seen.id, None)  # its engine may have been away before
+
+    async def _load(self, seen: Environment, compute: Compute, reference: str, progress: Progress) -> bool:
+        """Bring an image that the engine cannot pull; whether it was missing. RegistryAway: it may come later."""
+        try:
+            return await self._loads.bring(compute, reference, seen.image, progress)
+        except Unavailable as error:
+            await compute.check()  # raises if it is the engine that is away
+            raise RegistryAway(error.message) from error
 
     async def _make(self, environment: Environment, compute: Compute, lines: _LastLine) -> None:
         spec = await self._spec(environment, await self._guests.prepare(environment))

@@ -7,10 +7,13 @@ Which image, and with which login, is in the spec; whether anybody still wants i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from backends.compute.contract import HasPulls, Progress, RegistryAway, WorkloadSpec
 from storage.names import printable
 
+T = TypeVar("T")
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
@@ -22,6 +25,11 @@ async def bring_image(
 
     An attempt during which nothing is heard for `stall_minutes` is given up. What the engine has got by then stays.
     """
+    await again(lambda hear: _attempt(compute, spec, hear, stall_minutes), progress, retry_minutes=retry_minutes)
+
+
+async def again(attempt: Callable[[Progress], Awaitable[T]], progress: Progress, *, retry_minutes: float) -> T:
+    """What `attempt` gives. RegistryAway: nothing has been heard of it for `retry_minutes`, in all attempts."""
     loop = asyncio.get_running_loop()
     since, failures, first = loop.time(), 0, ""
 
@@ -35,7 +43,7 @@ async def bring_image(
     while True:
         first = ""
         try:
-            return await _attempt(compute, spec, hear, stall_minutes)
+            return await attempt(hear)
         except RegistryAway as error:
             if loop.time() - since >= retry_minutes * 60:
                 raise
