@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,12 +121,21 @@ class EmbeddedRegistry:
 
     def note_garbage(self) -> None:
         """Something was deleted, or given up half-way: `collect` has something to do."""
-        if self._client is not None:
-            (self._directory / "garbage").touch()
+        path = self._directory / "garbage"
+        if self._client is not None and not path.exists():  # its time is that of the first
+            path.touch()
 
     @property
     def has_garbage(self) -> bool:
         return self._client is not None and (self._directory / "garbage").exists()
+
+    @property
+    def garbage_seconds(self) -> float:
+        """How long there has been some; 0 if there is none."""
+        try:
+            return time.time() - (self._directory / "garbage").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     async def collect(self) -> None:
         """Give back the space of layers that no image has any more; not if somebody pushes just now.
@@ -170,8 +180,10 @@ class EmbeddedRegistry:
         await self._stop(seconds=_DRAIN_SECONDS)
         self._config = config
         await self._spawn()
-        await self._wait_until_ready()
-        self._keeper = asyncio.create_task(self._child.keep(self._spawn), name="image registry keeper")
+        try:
+            await self._wait_until_ready()
+        finally:  # one that takes long, or has ended at once, is looked after all the same
+            self._keeper = asyncio.create_task(self._child.keep(self._spawn), name="image registry keeper")
 
     async def _spawn(self) -> None:
         await self._child.spawn([self._program, "serve", self._config], self._variables())

@@ -16,7 +16,7 @@ from backends.archives.bytes import GZIP, ZSTD, Cursor, packing_of, unpacked
 from backends.archives.climbing import Climbing
 from backends.archives.layout import Layer
 from backends.registry import Registry
-from storage.errors import AshoreError, BadInput, OverQuota
+from storage.errors import AshoreError, BadInput, Unavailable
 
 _GIB = 1024**3
 _SMALLEST_LIMIT = 64 * 1024 * 1024
@@ -62,10 +62,10 @@ class Allowance:
             )
 
     def store(self, size: int) -> None:
-        """So many more bytes are about to be sent. OverQuota if they would take what others need."""
+        """So many more bytes are about to be sent. Unavailable if they would take what others need: later they fit."""
         free = self._free()
         if free is not None and free < size:
-            raise OverQuota("the registry's disk became full while it was loaded: send it again when there is room")
+            raise Unavailable("the registry's disk became full while it was loaded: it goes on when there is room")
 
 
 class Passage:

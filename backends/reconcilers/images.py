@@ -21,11 +21,11 @@ from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
 from storage.errors import AshoreError, NotFound, Unavailable
-from storage.records import ArchiveState, Environment, EnvironmentState, Image, ImageArchive, ImageState
+from storage.records import Environment, EnvironmentState, Image, ImageState
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 300.0
-_SENDING = (ArchiveState.LOADING, ArchiveState.PUSHING)
+_AT_LATEST_SECONDS = 6 * 3600
 _PULLING = (EnvironmentState.REQUESTED, EnvironmentState.QUEUED, EnvironmentState.CREATING)
 
 
@@ -34,6 +34,11 @@ class Collector(Protocol):
 
     @property
     def has_garbage(self) -> bool: ...
+
+    @property
+    def garbage_seconds(self) -> float:
+        """How long there has been some."""
+        ...
 
     def note_garbage(self) -> None: ...
 
@@ -75,8 +80,9 @@ class ImageReconciler:
         """Ids of the images that have something to be removed; space is given back on the way if it is quiet."""
         async with self._database.reading() as tx:
             rows = (await tx.scalars(select(Image))).all()
-        wanted = [row.id for row in rows if row.state is ImageState.DELETING or row.former]
-        if not wanted and self._collector is not None and self._collector.has_garbage and await self.is_quiet():
+            pinned = set(await tx.scalars(select(Environment.image_digest)))
+        wanted = [row.id for row in rows if row.state is ImageState.DELETING or set(row.former) - pinned - {row.digest}]
+        if not wanted and self._collector is not None and await self._is_due(self._collector):
             await self._collector.collect()
             log.info("the image registry gave back the space of what was deleted")
         return wanted
@@ -99,13 +105,15 @@ class ImageReconciler:
                 if changed is not None:
                     changed.former = [digest for digest in changed.former if digest not in unused]
 
+    async def _is_due(self, collector: Collector) -> bool:
+        """Pulls that are cut off are tried again, so a house where somebody always pulls gets its space back, too."""
+        return collector.has_garbage and (collector.garbage_seconds > _AT_LATEST_SECONDS or await self.is_quiet())
+
     async def is_quiet(self) -> bool:
-        """Whether nobody pushes or pulls now, as far as the records tell."""
+        """Whether nobody pulls now, as far as the records tell; whoever pushes keeps the collector off by itself."""
         async with self._database.reading() as tx:
-            pushing = exists().where(Image.state == ImageState.BUILDING)
-            reading = exists().where(ImageArchive.state.in_(_SENDING))
-            pulling = exists().where(Environment.state.in_(_PULLING))
-            return not any([await tx.scalar(select(one)) for one in (pushing, reading, pulling)])
+            pulling = exists().where(Environment.state.in_(_PULLING), Environment.image_digest != "")
+            return not await tx.scalar(select(pulling))
 
     async def _remove(self, row: Image) -> None:
         digests = {digest for digest in (row.digest, *row.former) if digest}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,10 +135,38 @@ async def test_nothing_is_collected_while_something_is_on_its_way(house: House, 
     await house.round()
     assert house.child.has_garbage
     await house.remove(environment)
-    async with house.database.writing() as tx:
-        await house.images.begin(tx, alice, "other", "v1", kind=ImageKind.CUSTOM)
+
+    async def nothing() -> None:
+        raise AssertionError("nobody collects now")
+
+    async with house.child.gate.pushing(nothing):
+        await house.round()
+        assert house.child.has_garbage
     await house.round()
-    assert house.child.has_garbage
+    assert not house.child.has_garbage
+
+
+async def test_in_the_end_it_is_collected_whoever_pulls(house: House, alice: Caller, tmp_path: Path) -> None:
+    image = await house.image(alice, b"one" * 1000)
+    house.child.note_garbage()
+    await house.environment(image, EnvironmentState.CREATING)
+    seven_hours_ago = time.time() - 7 * 3600
+    os.utime(tmp_path / "registry" / "garbage", (seven_hours_ago, seven_hours_ago))
+    house.child.note_garbage()
+    await house.round()
+    assert not house.child.has_garbage
+
+
+async def test_a_pinned_image_keeps_nobody_elses_garbage(house: House, alice: Caller) -> None:
+    """Its former digest stays in its row for as long as the environment is there."""
+    first = await house.image(alice, b"one" * 1000)
+    await house.environment(first)
+    second = await house.image(alice, b"two" * 1000)
+    assert second.former == [first.digest]
+    house.child.note_garbage()
+    await house.round()
+    assert not house.child.has_garbage
+    assert await house.has(first)
 
 
 async def test_the_loop_wakes_by_itself(house: House, alice: Caller) -> None:
