@@ -77,7 +77,9 @@ async def test_clients_that_reset_take_no_room(port: int, inner: KeepAlive) -> N
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         writer.transport.abort()
     await until_closed(inner)
-    await ask(port)
+    _, writer = await ask(port)
+    writer.close()
+    await until_closed(inner)
 
 
 async def test_who_says_nothing_is_sent_away(port: int, inner: KeepAlive, monkeypatch: pytest.MonkeyPatch) -> None:
