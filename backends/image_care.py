@@ -87,16 +87,7 @@ class ImageCare:
         async with self._database.reading() as tx:
             rows = {row.repository: row for row in await tx.scalars(select(Image))}
         found = []
-        for name in await _repositories(self._registry):
+        for name in await harbor.below(self._registry):
             tags, row = await self._registry.tags(name), rows.get(name)
             found.append(Stored(name, tags, row.title, row.owner_name) if row else Stored(name, tags))
         return found
-
-
-async def _repositories(registry: Registry) -> Sequence[str]:
-    """All below the project of the settings, without it."""
-    prefix = f"{registry.project}/" if registry.project else ""
-    found = await harbor.repositories(registry, registry.project.split("/")[0]) if prefix else None
-    if found is None:
-        found = await registry.repositories()
-    return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
