@@ -110,7 +110,7 @@ class BuildReconciler:
         await self._forget_old(row)
 
     async def _make(self, row: Build) -> None:
-        made = await asyncio.to_thread(_recipe, row)
+        made = await asyncio.to_thread(_recipe, row, self._images.reachable(row.reference))
         try:
             failure = await self._logged(row, made)
         except OSError as error:  # a full disk: tried again and again, it would be fuller
@@ -150,7 +150,7 @@ class BuildReconciler:
         return None
 
     async def _build(self, row: Build, made: Recipe, writer: LogWriter) -> None:
-        order = Order(row.id, made, row.target)
+        order = Order(row.id, made, self._images.reachable(row.target))
         image = await self._builder.build(order, writer.write)
         if not await self._move(row, BuildState.PUSHING):
             raise _Ended
@@ -315,9 +315,9 @@ def _words(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _recipe(row: Build) -> Recipe:
+def _recipe(row: Build, base: str) -> Recipe:
     """In a thread: of a large text it takes a second."""
-    return recipe(parse(row.dockerfile), row.reference, {LABEL: "1"})
+    return recipe(parse(row.dockerfile), base, {LABEL: "1"})
 
 
 def facts_of(digest: str, manifest: Mapping[str, object], config: Mapping[str, object]) -> ImageFacts:

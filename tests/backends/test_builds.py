@@ -156,6 +156,34 @@ async def test_old_layers_are_removed_without_a_build_and_whatever_restarts(yard
     assert builder.kept == [{digest}, {digest}]
 
 
+async def test_a_queued_build_finds_the_registry_that_has_another_port(yard: Yard, alice: Caller) -> None:
+    """Whoever has taken the former port while the gateway was down would be sent the image, and the login."""
+    async with yard.running():
+        await yard.ask(alice, "RUN a", "base")
+        await yard.until(alice, BuildState.SUCCESS, "base")
+    await yard.builds.request(alice, "model", "v1", base="base:v1", text="RUN b")
+    async with yard.database.reading() as tx:
+        (row,) = await tx.scalars(select(Build).where(Build.name == "model"))
+    assert row.reference.startswith(f"/{alice.workspace_id}/")
+    assert row.target == f"/{alice.workspace_id}/{row.image_id}/model:v1"
+    yard.engine.pushed.clear()
+    yard.images = Images(yard.database, yard.audit, yard.changes, RegistrySettings(url="http://127.0.0.1:5998"))
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    assert list(yard.engine.pushed) == [f"127.0.0.1:5998{row.target}"]
+    orders = [order for order in yard.engine.images.values() if order.target == f"127.0.0.1:5998{row.target}"]
+    assert [order.recipe.base for order in orders] == [f"127.0.0.1:5998{row.reference}"]
+
+
+async def test_a_row_with_the_host_in_it_is_taken_as_it_is(yard: Yard, alice: Caller) -> None:
+    await yard.ask(alice, "RUN a")
+    async with yard.database.writing() as tx:
+        await tx.execute(update(Build).values(target="127.0.0.1:5999/w/i/model:v1"))
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    assert list(yard.engine.pushed) == ["127.0.0.1:5999/w/i/model:v1"]
+
+
 def _age(path: Path) -> float:
     return time.time() - path.stat().st_mtime
 
