@@ -42,8 +42,8 @@ class Collector(Protocol):
 
     def note_garbage(self) -> None: ...
 
-    async def collect(self) -> None:
-        """The registry is away meanwhile."""
+    async def collect(self) -> bool:
+        """The registry takes nothing meanwhile. False: nothing was given back, as somebody pushes, or it failed."""
         ...
 
 
@@ -87,8 +87,10 @@ class ImageReconciler:
         async with self._database.reading() as tx:
             rows = (await tx.scalars(select(Image))).all()
         wanted = [row.id for row in rows if row.state is ImageState.DELETING or row.former]
-        if not wanted and self._collector is not None and self._collector.has_garbage and await self.is_quiet():
-            await self._collector.collect()
+        if (
+            not wanted and self._collector is not None and self._collector.has_garbage and await self.is_quiet()
+            and await self._collector.collect()
+        ):  # fmt: skip
             log.info("the image registry gave back the space of what was deleted")
         return wanted
 
