@@ -314,3 +314,18 @@ async def test_a_service_that_may_not_be_trusted_with_the_password_gets_none(tmp
         assert "a place without TLS, which is refused" in await said_of(settings)
     tokens.stop()
     assert tokens.asked == []
+
+
+async def test_an_upload_does_not_go_on_without_tls(tmp_path: Path) -> None:
+    """A proxy before it ends TLS, and tells it nothing of that: it names its own address as it sees it."""
+    authority = Authority.made_in(tmp_path)
+    with registries.served(tmp_path, authority=authority, behind="http") as settings:
+        registry = Registry(settings)
+        await registry.check()
+        with pytest.raises(Unavailable, match="to its address without TLS, which is refused"):
+            await put_image(registry, "w/i/model")
+        await registry.close()
+    with registries.served(tmp_path, authority=authority, behind="https") as settings:
+        registry = Registry(settings)
+        assert await put_image(registry, "w/i/model")
+        await registry.close()
