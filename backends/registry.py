@@ -42,6 +42,10 @@ _VERIFY_NAMES = (62, 64)
 """Numbers of OpenSSL (`openssl verify`): another host name, another address."""
 
 
+class Unsupported(BadInput):
+    """The registry does this for nobody: never, or not now, as one that is read only while it gives space back."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A manifest as the registry has it."""
@@ -388,7 +392,8 @@ async def _refusal(answer: aiohttp.ClientResponse) -> AshoreError:
     if answer.status == 404:
         return NotFound(f"the image registry has no such thing ({said or 'status 404'})")
     if answer.status in (400, 405, 413, 415, 416):
-        return BadInput(f"the image registry refused it: {said or f'status {answer.status}'}")
+        kind = Unsupported if answer.status == 405 else BadInput
+        return kind(f"the image registry refused it: {said or f'status {answer.status}'}")
     return Unavailable(f"the image registry failed: {said or f'status {answer.status}'}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.registry import DOCKER_MANIFEST, Registry
+from backends.registry import DOCKER_MANIFEST, Registry, Unsupported
 from backends.registry_child import EmbeddedRegistry
 from backends.registry_login import auth_file, engine_auth
 from backends.settings import RegistrySettings
@@ -217,7 +217,7 @@ async def test_it_is_read_while_it_is_collected_and_takes_nothing(
         try:
             async with registry.upload("w/i/late"):
                 pass
-        except BadInput:
+        except Unsupported:
             refused += 1
         except Unavailable:
             pass

@@ -42,6 +42,7 @@ def served(
     may_delete: bool = True,
     user: str = USER,
     behind: str = "",
+    is_read_only: bool = False,
 ) -> Iterator[RegistrySettings]:
     """Until the end of the block; settings with which one may do everything there.
 
@@ -64,6 +65,7 @@ def served(
         "version": "0.1", "log": {"level": "error"}, "http": http, "auth": tokens.config if tokens else basic,
         "storage": {
             "filesystem": {"rootdirectory": str(data or folder / "data")}, "delete": {"enabled": may_delete},
+            "maintenance": {"readonly": {"enabled": is_read_only}},
         },
     }  # fmt: skip
     (folder / "config.yml").write_text(json.dumps(config))

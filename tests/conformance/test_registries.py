@@ -27,6 +27,7 @@ from backends.registry import FORBIDDEN, Registry
 from backends.registry_login import engine_auth
 from backends.registry_probe import probe
 from backends.settings import BuildSettings, DockerHostSettings, DockerSettings, ImageSettings, RegistrySettings
+from gateway import health
 from storage.errors import AshoreError, BadInput, Unavailable
 from tests.backends.test_image_registry import digest_of, pieces, put_image
 from tests.conformance import registries
@@ -192,6 +193,19 @@ async def test_what_doctor_says_of_a_registry_that_does_too_little(data: Path, t
     away = Registry(settings)
     assert [(one.ok, one.detail) for one in await probe(away)] == [(False, "the image registry does not answer")]
     await away.close()
+
+
+async def test_doctor_takes_one_that_gives_space_back_for_a_good_one(data: Path, tmp_path: Path) -> None:
+    """It is read only for an hour perhaps, and its user lacks no right."""
+    with registries.served(tmp_path, data=data, is_read_only=True) as settings:
+        registry = Registry(settings)
+        login, push = await health.of_registry_in_full(registry)
+        await registry.close()
+    assert login.ok
+    assert login.known
+    assert push.ok
+    assert not push.known
+    assert "read only now, as while it gives space back" in push.detail
 
 
 async def test_a_wrong_password_is_a_sentence_everywhere(place: Place, tmp_path: Path) -> None:
