@@ -41,6 +41,8 @@ _MOST_ATTEMPTS = 3
 _PRUNE = "prune"
 """What the loop does among the builds, once in so many seconds."""
 _PRUNE_SECONDS = 86400.0
+_PRUNE_MOST_SECONDS = 1800.0
+"""How long builds may have to wait for it."""
 _MIB = 1024 * 1024
 _CUT_OFF = "the gateway was restarted while it was built, several times"
 
@@ -297,11 +299,16 @@ class BuildReconciler:
         async with self._gate:
             if self._working or not self._prune_is_due():
                 return
-            removed = await self._builder.prune(days=self._settings.cache_days, keep=await self._wanted())
+            keep = await self._wanted()
+            try:
+                async with asyncio.timeout(_PRUNE_MOST_SECONDS):
+                    removed = await self._builder.prune(days=self._settings.cache_days, keep=keep)
+                log.info("%s old layers removed from the builder", removed)
+            except TimeoutError:  # what it ran has ended with it; tomorrow again, as builds wait
+                log.warning("the builder could not remove old layers within %g s", _PRUNE_MOST_SECONDS)
             path = self._builds.pruned_path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        log.info("%s old layers removed from the builder", removed)
 
     async def _wanted(self) -> frozenset[str]:
         """Digests of what the catalogue has, and of what environments were made from."""

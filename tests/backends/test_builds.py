@@ -19,6 +19,7 @@ from backends.builders.memory import MemoryBuilder, MemoryEngine
 from backends.builders.registry import ELSEWHERE, NO_BUILDER, builder_of, why_not
 from backends.builds import LOG_TOPIC, Builds, BuildView, DockerfileRefused
 from backends.images import Images
+from backends.reconcilers import builds
 from backends.reconcilers.builds import BuildReconciler, facts_of
 from backends.settings import BackendSettings, BuildSettings, DockerHostSettings, DockerSettings, RegistrySettings
 from storage.access import Caller
@@ -154,6 +155,26 @@ async def test_old_layers_are_removed_without_a_build_and_whatever_restarts(yard
                 await _until(lambda: yard.builds.pruned_path.exists() and _age(yard.builds.pruned_path) < 600)
             await asyncio.sleep(0.1)
     assert builder.kept == [{digest}, {digest}]
+
+
+class _Hangs(MemoryBuilder):
+    """As with a storage that does not answer."""
+
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_removal_of_old_layers_that_hangs_is_given_up(
+    yard: Yard, alice: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Builds wait for it; so it is not tried again at once, either."""
+    monkeypatch.setattr(builds, "_PRUNE_MOST_SECONDS", 0.5)
+    async with yard.running(_Hangs(yard.engine)):
+        await _until(lambda: "could not remove old layers" in caplog.text)
+        await yard.ask(alice, "RUN a")
+        await yard.until(alice, BuildState.SUCCESS)
+    assert _age(yard.builds.pruned_path) < 600
 
 
 async def test_a_queued_build_finds_the_registry_that_has_another_port(yard: Yard, alice: Caller) -> None:
