@@ -162,7 +162,8 @@ class Builds:
             row = Build(
                 image_id=image.id, owner_id=caller.user_id, owner_name=caller.name, workspace_id=caller.workspace_id,
                 name=image.name, tag=image.tag, number=await self._next_number(tx, caller, name), base=base,
-                reference=chosen.reference, target=f"{self._images.repository(image)}:{image.tag}", dockerfile=text,
+                reference=self._images.kept(chosen.reference),
+                target=self._images.kept(f"{self._images.repository(image)}:{image.tag}"), dockerfile=text,
                 created=self._clock(),
             )  # fmt: skip
             tx.add(row)

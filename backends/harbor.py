@@ -1,7 +1,7 @@
 """What Harbor tells beyond the Registry API v2, by its own API 2.0 (api/v2.0/swagger.yaml of goharbor/harbor).
 
-Its `_catalog` is for its administrators only, so a project's repositories are listed here. Every function gives None
-where the registry is no Harbor.
+Its `_catalog` is for its administrators only, so a project's repositories are listed here. `repositories` and
+`room` give None where the registry is no Harbor.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ async def repositories(registry: Registry, project: str) -> Sequence[str] | None
         if not listed or (len(names) >= total if total is not None else len(listed) < _PAGE):
             return sorted(set(names))
     raise Unavailable(f"the image registry's project '{printable(project, limit=60)}' is too large to be listed")
+
+
+async def below(registry: Registry) -> Sequence[str]:
+    """All repositories below its project, named without it; of any registry, with an empty project all that it has."""
+    prefix = f"{registry.project}/" if registry.project else ""
+    found = await repositories(registry, registry.project.split("/")[0]) if prefix else None
+    if found is None:
+        found = await registry.repositories()
+    return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
 
 
 async def room(registry: Registry, project: str) -> int | None:

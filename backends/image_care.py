@@ -59,7 +59,8 @@ class ImageCare:
 
         False: it was there already.
 
-        NotFound: no such host. BadInput: no such image. Unavailable: the host does not answer, or cannot reach it.
+        NotFound: no such host. BadInput: no such image, or none that this host can have. Unavailable: the host does not
+        answer, or cannot reach it.
         """
         require(caller, Action.IMAGE_PULL)
         place = place_of(_DOCKER, host)
@@ -73,7 +74,8 @@ class ImageCare:
         if self._loads.is_needed(compute, source.reference):
             is_new = await self._loads.bring(compute, source.reference, chosen.title, progress)
         else:
-            is_new = await compute.pull_image(source.reference, chosen.title, source.auth, progress)
+            auth = self._loads.login_there(compute, source.reference, source.auth)
+            is_new = await compute.pull_image(source.reference, chosen.title, auth, progress)
         facts = {"host": host, "digest": chosen.digest, "new": is_new}
         await self._audit.record(Event.by(caller, Action.IMAGE_PULL, thing=chosen.title, **facts))
         return is_new
@@ -87,16 +89,7 @@ class ImageCare:
         async with self._database.reading() as tx:
             rows = {row.repository: row for row in await tx.scalars(select(Image))}
         found = []
-        for name in await _repositories(self._registry):
+        for name in await harbor.below(self._registry):
             tags, row = await self._registry.tags(name), rows.get(name)
             found.append(Stored(name, tags, row.title, row.owner_name) if row else Stored(name, tags))
         return found
-
-
-async def _repositories(registry: Registry) -> Sequence[str]:
-    """All below the project of the settings, without it."""
-    prefix = f"{registry.project}/" if registry.project else ""
-    found = await harbor.repositories(registry, registry.project.split("/")[0]) if prefix else None
-    if found is None:
-        found = await registry.repositories()
-    return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]

@@ -16,7 +16,12 @@ from backends.compute.contract import Compute, HasImages, Progress
 from backends.image_archive import ImageArchive
 from backends.image_names import loaded_name
 from backends.registry import Registry
-from storage.errors import Unavailable
+from storage.errors import BadInput, Unavailable
+
+OUT_OF_REACH = (
+    "this image is in a registry that only the gateway's own machine reaches, so it runs on no other: an "
+    "administrator can set backends.registry.url to a name that all machines reach"
+)
 
 _AT_ONCE = 4
 """A slow engine holds its connection to the registry for as long as it takes a layer, and others need some, too."""
@@ -38,6 +43,20 @@ class ImageLoads:
     def name_there(self, compute: Compute, reference: str) -> str:
         """What the engine is told to run for `reference`."""
         return loaded_name(reference) if self.is_needed(compute, reference) else reference
+
+    def login_there(self, compute: Compute, reference: str, auth: str) -> str:
+        """What of `auth` its engine is told for `reference`: a registry of this machine has its login here only, as
+        whoever answers at its address on another machine is somebody else.
+
+        BadInput: it cannot pull it, and is not brought it either, as that is in another project (official images).
+        """
+        if not auth or self._registry is None or not self._registry.is_here:
+            return auth
+        if not isinstance(compute, HasImages) or compute.is_here:
+            return auth
+        if not self.is_needed(compute, reference):
+            raise BadInput(OUT_OF_REACH)
+        return ""
 
     async def bring(self, compute: Compute, reference: str, title: str, progress: Progress) -> bool:
         """It is there when this returns; False: it was already.

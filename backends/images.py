@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Select, String, cast, select
 
 from backends.image_names import LATEST, LOADED, ImageName, check_image, check_plain, parse_image
 from backends.official import OfficialList
-from backends.registry_login import engine_auth
+from backends.registry_login import auth_for
+from backends.registry_paths import kept, reachable
 from backends.settings import ImageSettings, OfficialImageSettings, RegistrySettings
 from storage.access import Action, Caller, Owned, Visibility, decide, may_see, require
 from storage.audit import AuditTrail, Event
@@ -205,11 +206,11 @@ class Images:
                     f"the image '{environment.image}' is not shared with '{environment.owner_name}' any more: "
                     "ask its owner to share it again, or make an environment from another one"
                 )
-        return Source(self.reference(row, environment.image_digest), engine_auth(self._registry))
+        return self._source(self.reference(row, environment.image_digest))
 
     def source_of(self, chosen: Chosen) -> Source:
         """Where an engine gets what was chosen."""
-        return Source(chosen.reference, engine_auth(self._registry) if chosen.digest else "")
+        return self._source(chosen.reference) if chosen.digest else Source(chosen.reference)
 
     def reference(self, image: Image, digest: str = "") -> str:
         """What an engine pulls: the manifest `digest`, or else the present one. Unavailable: there is no registry."""
@@ -219,6 +220,16 @@ class Images:
         """`HOST/…` without tag and digest: where a build or an archive pushes to."""
         self.require_registry()
         return self._registry.prefix + image.repository
+
+    def kept(self, reference: str) -> str:
+        """`reference` for a record that is used later; see `backends.registry_paths`."""
+        return kept(self._registry, reference)
+
+    def reachable(self, path: str) -> str:
+        """What `kept` gave, as it is called now. Unavailable: there is no registry any more."""
+        if path.startswith("/"):
+            self.require_registry()
+        return reachable(self._registry, path)
 
     def require_registry(self) -> None:
         """Unavailable if the house keeps no images."""
@@ -345,7 +356,11 @@ class Images:
         if not repository:
             raise NotFound(f"the official image '{environment.image}' is not in the registry of this house any more")
         repository = repository.partition("@")[0]
-        return Source(f"{repository}@{environment.image_digest}", engine_auth(self._registry))
+        return self._source(f"{repository}@{environment.image_digest}")
+
+    def _source(self, reference: str) -> Source:
+        """Of what is kept here. The list of official images may be of the registry of before, which gets no login."""
+        return Source(reference, auth_for(self._registry, reference))
 
     def _refuse_official(self, written: str) -> None:
         official = self._official_named(written)

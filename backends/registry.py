@@ -42,6 +42,10 @@ _VERIFY_NAMES = (62, 64)
 """Numbers of OpenSSL (`openssl verify`): another host name, another address."""
 
 
+class Unsupported(BadInput):
+    """The registry does this for nobody: never, or not now, as one that is read only while it gives space back."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A manifest as the registry has it."""
@@ -189,11 +193,19 @@ class Registry:
         return "/".join(["/v2", quote(self._prefix + repository), *(quote(part, safe=":") for part in parts)])
 
     def _location(self, answer: aiohttp.ClientResponse) -> str:
-        """Where an upload goes on; never to another host, which would get our password."""
+        """Where an upload goes on; never to another host, or without TLS, where others would get our password."""
         url = urljoin(f"{self._base}/", answer.headers.get("Location", ""))
         if urlsplit(url).netloc != urlsplit(self._base).netloc:
             raise Unavailable("the image registry sends uploads to another host, which is not supported")
+        if not self._is_as_safe(url):
+            raise Unavailable("the image registry sends uploads to its address without TLS, which is refused")
         return url
+
+    def _is_as_safe(self, url: str) -> bool:
+        """Whether our password is as safe there as at the address of the settings."""
+        there, ours = urlsplit(url), urlsplit(self._base)
+        is_ours = there.netloc == ours.netloc and ours.scheme == "http"
+        return there.scheme == "https" or (there.scheme == "http" and (is_ours or self._settings.insecure))
 
     def _next(self, answer: aiohttp.ClientResponse) -> str | None:
         link = answer.links.get("next")
@@ -294,8 +306,7 @@ class Registry:
         if moment < until:
             return token
         realm = self._challenge.get("realm", "")
-        parts = urlsplit(realm)
-        if parts.scheme != "https" and parts.netloc != urlsplit(self._base).netloc and not self._settings.insecure:
+        if not self._is_as_safe(realm):
             raise Unavailable("the image registry wants its password at a place without TLS, which is refused")
         scopes = dict.fromkeys(filter(None, (wanted, self._more.get(wanted, ""))))
         query = [("service", self._challenge.get("service", "")), *(("scope", one) for one in scopes)]
@@ -381,7 +392,8 @@ async def _refusal(answer: aiohttp.ClientResponse) -> AshoreError:
     if answer.status == 404:
         return NotFound(f"the image registry has no such thing ({said or 'status 404'})")
     if answer.status in (400, 405, 413, 415, 416):
-        return BadInput(f"the image registry refused it: {said or f'status {answer.status}'}")
+        kind = Unsupported if answer.status == 405 else BadInput
+        return kind(f"the image registry refused it: {said or f'status {answer.status}'}")
     return Unavailable(f"the image registry failed: {said or f'status {answer.status}'}")
 
 

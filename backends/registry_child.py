@@ -137,20 +137,20 @@ class EmbeddedRegistry:
         except FileNotFoundError:
             return 0.0
 
-    async def collect(self) -> None:
-        """Give back the space of layers that no image has any more; not if somebody pushes just now.
+    async def collect(self) -> bool:
+        """Give back the space of layers that no image has any more; False if somebody pushes just now, or it failed.
 
         It takes no pushes meanwhile, and is read as always. A registry that takes pushes may not be collected: layers
         that are on their way belong to no image yet.
         """
         if self._client is None:
-            return
+            return False
         with self.gate.collecting() as is_alone:
             if not is_alone:
-                return
+                return False
             try:
                 await self._serve(_READING)
-                await self._run_collector()
+                return await self._run_collector()
             finally:
                 await self._serve(_WRITABLE)
 
@@ -223,7 +223,7 @@ class EmbeddedRegistry:
         for folder in (self._directory / "data").glob("docker/registry/v2/repositories/**/_uploads"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _run_collector(self) -> None:
+    async def _run_collector(self) -> bool:
         """As a child that dies with us: it must not go on when the next gateway lets people push."""
         await asyncio.to_thread(self._drop_uploads)
         command = [self._program, "garbage-collect", str(self._directory.resolve() / _READING)]
@@ -233,12 +233,13 @@ class EmbeddedRegistry:
                 status = await self._collector.wait()
         except TimeoutError:
             log.warning("the image registry could not give space back within %s s", _COLLECT_SECONDS)
-            return
+            return False
         finally:
             await asyncio.shield(self._collector.end())
         (self._directory / "garbage").unlink(missing_ok=True)
         if status:
             log.warning("the image registry could not give space back: its collector ended with status %s", status)
+        return not status
 
 
 def _config(data: Path, secret: str, *, is_read_only: bool) -> dict[str, object]:

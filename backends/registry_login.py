@@ -21,6 +21,11 @@ def engine_auth(settings: RegistrySettings) -> str:
     return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
 
 
+def auth_for(settings: RegistrySettings, reference: str) -> str:
+    """`engine_auth` for what is kept in our registry, empty for anything else: whoever answers there is not ours."""
+    return engine_auth(settings) if is_ours(settings, reference) else ""
+
+
 def auth_file(settings: RegistrySettings) -> str:
     """What `--authfile` of skopeo and buildah reads; write it 0600 and remove it with the process."""
     if not settings.user:

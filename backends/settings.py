@@ -440,7 +440,8 @@ class RegistrySettings(Group):
     official_from: tuple[str, ...] = ()
     """Projects (Harbor), or first parts of names, of this registry whose images everybody is offered by a short name:
     of `library`, the image `library/debian:12` is `debian:12`. The login must be able to list and read them. They are
-    asked for every five minutes; nobody pushes there through Ashore."""
+    asked for every five minutes; nobody pushes there through Ashore. With a `url` of the loopback and a `project`, they
+    run on the gateway's own machine only."""
     ca_file: str = ""
     """PEM file with the authority that signed the registry's certificate. Empty: the system's authorities. Docker
     engines read their own: /etc/docker/certs.d/HOST/ca.crt on each machine."""

@@ -144,7 +144,7 @@ async def of_registry_in_full(registry: Registry) -> list[Finding]:
             tried = await probe_registry(registry)
     except TimeoutError:
         return [Finding("registry: login", False, "does not answer", "see [backends.registry]")]
-    return [Finding(f"registry: {one.name}", one.ok, one.detail, one.hint) for one in tried]
+    return [Finding(f"registry: {one.name}", one.ok, one.detail, one.hint, one.known) for one in tried]
 
 
 async def of_builder(builders: BuilderCheck) -> Finding:

@@ -101,6 +101,7 @@ class Builder(Protocol):
 
     async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
         """Remove images and layers made here more than `days` ago that nothing uses; how many. No build may run.
+        Cancelling the call ends what it runs.
 
         `keep`: digests of manifests that environments may be made from. Where those run on the builder's own engine,
         an image with one of them stays: it was brought there beforehand, and its label is that of another builder.

@@ -31,7 +31,7 @@ from backends.compute.docker.config import is_podman
 from backends.compute.docker.engine import Engine
 from backends.compute.docker.hosts import line_to
 from backends.dockerfiles.recipes import Recipe
-from backends.registry_login import engine_auth, is_ours
+from backends.registry_login import auth_for
 from backends.settings import BuildSettings, DockerHostSettings, RegistrySettings
 from storage.errors import BadInput, Unavailable
 from storage.names import printable
@@ -82,9 +82,8 @@ class DockerBuilder:
 
     async def _base(self, base: str, write: Write) -> str:
         """The id of the base, fetched if it is not here."""
-        auth = engine_auth(self._registry) if is_ours(self._registry, base) else ""
         try:
-            image = await self._engine.image(base, PullLines(write).see, auth=auth)
+            image = await self._engine.image(base, PullLines(write).see, auth=auth_for(self._registry, base))
         except (RegistryAway, BadInput) as error:
             said = error.said if isinstance(error, RegistryAway) else ""
             write(f"{said or error.message}\n".encode())
@@ -95,7 +94,7 @@ class DockerBuilder:
     async def push(self, order: Order, image: str, write: Write) -> str:
         repository, _, tag = order.target.rpartition(":")
         digest = ""
-        events = self._engine.push(repository, tag, engine_auth(self._registry))
+        events = self._engine.push(repository, tag, auth_for(self._registry, order.target))
         async with aclosing(events):
             async for event in events:
                 if "error" in event:

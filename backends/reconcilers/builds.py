@@ -41,6 +41,8 @@ _MOST_ATTEMPTS = 3
 _PRUNE = "prune"
 """What the loop does among the builds, once in so many seconds."""
 _PRUNE_SECONDS = 86400.0
+_PRUNE_MOST_SECONDS = 1800.0
+"""How long builds may have to wait for it."""
 _MIB = 1024 * 1024
 _CUT_OFF = "the gateway was restarted while it was built, several times"
 
@@ -110,7 +112,7 @@ class BuildReconciler:
         await self._forget_old(row)
 
     async def _make(self, row: Build) -> None:
-        made = await asyncio.to_thread(_recipe, row)
+        made = await asyncio.to_thread(_recipe, row, self._images.reachable(row.reference))
         try:
             failure = await self._logged(row, made)
         except OSError as error:  # a full disk: tried again and again, it would be fuller
@@ -150,7 +152,7 @@ class BuildReconciler:
         return None
 
     async def _build(self, row: Build, made: Recipe, writer: LogWriter) -> None:
-        order = Order(row.id, made, row.target)
+        order = Order(row.id, made, self._images.reachable(row.target))
         image = await self._builder.build(order, writer.write)
         if not await self._move(row, BuildState.PUSHING):
             raise _Ended
@@ -297,11 +299,16 @@ class BuildReconciler:
         async with self._gate:
             if self._working or not self._prune_is_due():
                 return
-            removed = await self._builder.prune(days=self._settings.cache_days, keep=await self._wanted())
+            keep = await self._wanted()
+            try:
+                async with asyncio.timeout(_PRUNE_MOST_SECONDS):
+                    removed = await self._builder.prune(days=self._settings.cache_days, keep=keep)
+                log.info("%s old layers removed from the builder", removed)
+            except TimeoutError:  # what it ran has ended with it; tomorrow again, as builds wait
+                log.warning("the builder could not remove old layers within %g s", _PRUNE_MOST_SECONDS)
             path = self._builds.pruned_path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        log.info("%s old layers removed from the builder", removed)
 
     async def _wanted(self) -> frozenset[str]:
         """Digests of what the catalogue has, and of what environments were made from."""
@@ -315,9 +322,9 @@ def _words(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _recipe(row: Build) -> Recipe:
+def _recipe(row: Build, base: str) -> Recipe:
     """In a thread: of a large text it takes a second."""
-    return recipe(parse(row.dockerfile), row.reference, {LABEL: "1"})
+    return recipe(parse(row.dockerfile), base, {LABEL: "1"})
 
 
 def facts_of(digest: str, manifest: Mapping[str, object], config: Mapping[str, object]) -> ImageFacts:

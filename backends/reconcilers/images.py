@@ -5,6 +5,7 @@ What is deleted is marked in the records first (`backends.images`), so a crash l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ from storage.records import Environment, EnvironmentState, Image, ImageState
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 300.0
 _AT_LATEST_SECONDS = 6 * 3600
+_PARALLEL = 4
+"""So that one engine that hangs keeps few images waiting."""
+_DROP_SECONDS = 20.0
+"""How long an engine may take for one copy; it goes on with it when we do not wait any more."""
 _PULLING = (EnvironmentState.REQUESTED, EnvironmentState.QUEUED, EnvironmentState.CREATING)
 
 
@@ -42,8 +47,8 @@ class Collector(Protocol):
 
     def note_garbage(self) -> None: ...
 
-    async def collect(self) -> None:
-        """The registry is away meanwhile."""
+    async def collect(self) -> bool:
+        """The registry takes nothing meanwhile. False: nothing was given back, as somebody pushes, or it failed."""
         ...
 
 
@@ -69,7 +74,13 @@ class ImageReconciler:
         self._registry = registry
         self._collector = collector
         self._loop = ReconcilerLoop(
-            "images", TOPIC, changes=changes, look=self.look, act=self.act, pause=_LOOK_SECONDS, parallel=1
+            "images",
+            TOPIC,
+            changes=changes,
+            look=self.look,
+            act=self.act,
+            pause=_LOOK_SECONDS,
+            parallel=_PARALLEL,
         )
 
     async def run(self) -> None:
@@ -82,8 +93,8 @@ class ImageReconciler:
             rows = (await tx.scalars(select(Image))).all()
             pinned = set(await tx.scalars(select(Environment.image_digest)))
         wanted = [row.id for row in rows if row.state is ImageState.DELETING or set(row.former) - pinned - {row.digest}]
-        if not wanted and self._collector is not None and await self._is_due(self._collector):
-            await self._collector.collect()
+        collector = self._collector
+        if not wanted and collector is not None and await self._is_due(collector) and await collector.collect():
             log.info("the image registry gave back the space of what was deleted")
         return wanted
 
@@ -145,17 +156,28 @@ class ImageReconciler:
             self._collector.note_garbage()
         for digest in digests:
             await self._registry.delete_manifest(row.repository, digest)
-            await self._drop_copies(row, digest)
+        # Before its row goes: nothing else knows these digests, so a crash in between would leave the copies for ever.
+        await self._drop_copies(row, digests)
 
-    async def _drop_copies(self, row: Image, digest: str) -> None:
-        """On the hosts that have pulled it. One that is away keeps its copy: that costs space, and no more."""
+    async def _drop_copies(self, row: Image, digests: Sequence[str]) -> None:
+        """On all hosts at the same time."""
         if self._images is None:
             return
-        reference = self._images.reference(row, digest)
-        for place, compute in tuple(self._computes.items()):
-            if isinstance(compute, HasImages):
-                try:
-                    await compute.drop_image(reference)
-                    await compute.drop_image(loaded_name(reference))
-                except AshoreError as error:
-                    log.warning("%s keeps its copy of '%s': %s", place, row.title, error.message)
+        references = [self._images.reference(row, digest) for digest in digests]
+        computes = tuple(self._computes.items())
+        await asyncio.gather(
+            *(_drop(place, one, row, references) for place, one in computes if isinstance(one, HasImages))
+        )
+
+
+async def _drop(place: str, compute: HasImages, row: Image, references: Sequence[str]) -> None:
+    """On one that has pulled it. One that is away, or hangs, keeps its copies: that costs space, and no more."""
+    try:
+        for reference in references:
+            async with asyncio.timeout(_DROP_SECONDS):
+                await compute.drop_image(reference)
+                await compute.drop_image(loaded_name(reference))
+    except AshoreError as error:
+        log.warning("%s keeps its copy of '%s': %s", place, row.title, error.message)
+    except TimeoutError:
+        log.warning("%s may keep its copy of '%s': it did not answer in %g s", place, row.title, _DROP_SECONDS)

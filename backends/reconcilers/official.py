@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
+from backends import harbor
 from backends.image_names import parse_image
 from backends.official import OfficialList
 from backends.reconcilers.builds import facts_of
-from backends.registry import Manifest
+from backends.registry import Registry
 from backends.settings import OfficialImageSettings
 from storage.errors import AshoreError, NotFound
 
@@ -25,22 +25,10 @@ _MOST = 1000
 """Images that are offered: each is a few requests, and a line in everybody's list."""
 
 
-class Listing(Protocol):
-    """A registry below one prefix; `backends.registry.Registry` with that as its project."""
-
-    async def repositories(self) -> Sequence[str]: ...
-
-    async def tags(self, repository: str) -> Sequence[str]: ...
-
-    async def manifest(self, repository: str, reference: str) -> Manifest: ...
-
-    async def blob(self, repository: str, digest: str) -> bytes: ...
-
-
 class OfficialImages:
-    """The loop. `listings` by what references of images below them begin with: `host/library/`."""
+    """The loop. `listings`: registries that see a project each, by what its references begin with: `host/library/`."""
 
-    def __init__(self, listings: Mapping[str, Listing], shelf: OfficialList) -> None:
+    def __init__(self, listings: Mapping[str, Registry], shelf: OfficialList) -> None:
         self._listings = listings
         self._shelf = shelf
 
@@ -57,7 +45,7 @@ class OfficialImages:
         """Ask once, and keep the answer. Unavailable: the registry did not answer everything; the former list stays."""
         found: dict[str, OfficialImageSettings] = {}
         for prefix, listing in self._listings.items():
-            for repository in await listing.repositories():
+            for repository in await harbor.below(listing):
                 for tag in await listing.tags(repository):
                     name = f"{repository}:{tag}"
                     if "/" in repository or parse_image(name) is None or name in found:
@@ -70,7 +58,7 @@ class OfficialImages:
                         found[name] = one
         self._shelf.keep(list(found.values()))
 
-    async def _one(self, prefix: str, listing: Listing, repository: str, tag: str) -> OfficialImageSettings | None:
+    async def _one(self, prefix: str, listing: Registry, repository: str, tag: str) -> OfficialImageSettings | None:
         """None if it has just gone."""
         name = f"{repository}:{tag}"
         try:

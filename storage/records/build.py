@@ -47,9 +47,9 @@ class Build(Record):
     base: Mapped[str]
     """As the person wrote it."""
     reference: Mapped[str]
-    """What that meant when the build was asked for."""
+    """What that meant when the build was asked for: `HOST/…`, or `/…` in the registry of this house."""
     target: Mapped[str]
-    """Where it is pushed to: `HOST/repository:tag`."""
+    """Where it is pushed to in the registry of this house: `/repository:tag`."""
     dockerfile: Mapped[str]
     """As the person wrote it, without FROM."""
     state: Mapped[BuildState] = mapped_column(default=BuildState.QUEUED, index=True)

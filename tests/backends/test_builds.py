@@ -19,6 +19,7 @@ from backends.builders.memory import MemoryBuilder, MemoryEngine
 from backends.builders.registry import ELSEWHERE, NO_BUILDER, builder_of, why_not
 from backends.builds import LOG_TOPIC, Builds, BuildView, DockerfileRefused
 from backends.images import Images
+from backends.reconcilers import builds
 from backends.reconcilers.builds import BuildReconciler, facts_of
 from backends.settings import BackendSettings, BuildSettings, DockerHostSettings, DockerSettings, RegistrySettings
 from storage.access import Caller
@@ -154,6 +155,54 @@ async def test_old_layers_are_removed_without_a_build_and_whatever_restarts(yard
                 await _until(lambda: yard.builds.pruned_path.exists() and _age(yard.builds.pruned_path) < 600)
             await asyncio.sleep(0.1)
     assert builder.kept == [{digest}, {digest}]
+
+
+class _Hangs(MemoryBuilder):
+    """As with a storage that does not answer."""
+
+    async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_removal_of_old_layers_that_hangs_is_given_up(
+    yard: Yard, alice: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Builds wait for it; so it is not tried again at once, either."""
+    monkeypatch.setattr(builds, "_PRUNE_MOST_SECONDS", 0.5)
+    async with yard.running(_Hangs(yard.engine)):
+        await _until(lambda: "could not remove old layers" in caplog.text)
+        await yard.ask(alice, "RUN a")
+        await yard.until(alice, BuildState.SUCCESS)
+    assert _age(yard.builds.pruned_path) < 600
+
+
+async def test_a_queued_build_finds_the_registry_that_has_another_port(yard: Yard, alice: Caller) -> None:
+    """Whoever has taken the former port while the gateway was down would be sent the image, and the login."""
+    async with yard.running():
+        await yard.ask(alice, "RUN a", "base")
+        await yard.until(alice, BuildState.SUCCESS, "base")
+    await yard.builds.request(alice, "model", "v1", base="base:v1", text="RUN b")
+    async with yard.database.reading() as tx:
+        (row,) = await tx.scalars(select(Build).where(Build.name == "model"))
+    assert row.reference.startswith(f"/{alice.workspace_id}/")
+    assert row.target == f"/{alice.workspace_id}/{row.image_id}/model:v1"
+    yard.engine.pushed.clear()
+    yard.images = Images(yard.database, yard.audit, yard.changes, RegistrySettings(url="http://127.0.0.1:5998"))
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    assert list(yard.engine.pushed) == [f"127.0.0.1:5998{row.target}"]
+    orders = [order for order in yard.engine.images.values() if order.target == f"127.0.0.1:5998{row.target}"]
+    assert [order.recipe.base for order in orders] == [f"127.0.0.1:5998{row.reference}"]
+
+
+async def test_a_row_with_the_host_in_it_is_taken_as_it_is(yard: Yard, alice: Caller) -> None:
+    await yard.ask(alice, "RUN a")
+    async with yard.database.writing() as tx:
+        await tx.execute(update(Build).values(target="127.0.0.1:5999/w/i/model:v1"))
+    async with yard.running():
+        await yard.until(alice, BuildState.SUCCESS)
+    assert list(yard.engine.pushed) == ["127.0.0.1:5999/w/i/model:v1"]
 
 
 def _age(path: Path) -> float:

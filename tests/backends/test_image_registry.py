@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.registry import DOCKER_MANIFEST, Registry
+from backends.registry import DOCKER_MANIFEST, Registry, Unsupported
 from backends.registry_child import EmbeddedRegistry
 from backends.registry_login import auth_file, engine_auth
 from backends.settings import RegistrySettings
@@ -217,7 +217,7 @@ async def test_it_is_read_while_it_is_collected_and_takes_nothing(
         try:
             async with registry.upload("w/i/late"):
                 pass
-        except BadInput:
+        except Unsupported:
             refused += 1
         except Unavailable:
             pass
@@ -239,12 +239,12 @@ async def test_pushes_and_collections_keep_out_of_each_others_way(child: Embedde
     await registry.delete_manifest("w/i/gone", gone)
     child.note_garbage()
     async with child.gate.pushing(waits):
-        await child.collect()
+        assert not await child.collect()
         assert child.has_garbage
     collecting = asyncio.create_task(child.collect())
     await asyncio.sleep(0)
     async with child.gate.pushing(waits):
-        assert collecting.done()
+        assert collecting.result()
         await put_image(registry, "w/i/later")
     assert said == ["waits"]
     assert not child.has_garbage
@@ -314,6 +314,20 @@ async def test_what_was_cut_off_gives_its_space_back(
     assert blobs(tmp_path) == 0
 
 
+async def test_a_collector_that_fails_gives_nothing_back(
+    child: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program, path = tmp_path / "docker-registry", os.environ["PATH"]
+    program.write_text('#!/bin/sh\n[ "$1" = serve ] && exec docker-registry "$@"\nexit 3\n')
+    program.chmod(0o755)
+    await child.close()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    await child.start(RegistrySettings())
+    child.note_garbage()
+    assert not await child.collect()
+    assert "its collector ended with status 3" in caplog.text
+
+
 async def _eventually(holds: Callable[[], bool]) -> bool:
     for _ in range(600):
         if holds():
@@ -329,7 +343,7 @@ async def test_without_the_program(
     child = EmbeddedRegistry(tmp_path / "registry", log=tmp_path / "registry.log")
     assert await child.start(RegistrySettings()) == RegistrySettings()
     assert "package docker-registry" in caplog.text
-    await child.collect()
+    assert not await child.collect()
     await child.close()
 
 

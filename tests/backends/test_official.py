@@ -44,9 +44,12 @@ class House:
         self.listings = official_of(self.settings)
         self.loop = OfficialImages(self.listings, OfficialList.in_directory(data))
         chosen = ImageSettings(official=(OfficialImageSettings(name="mine:1", reference="docker.io/library/busybox"),))
-        self.images = Images(
-            database, audit, changes, self.settings, chosen, listed=OfficialList.in_directory(data)
-        )  # fmt: skip
+
+        def images_of(settings: RegistrySettings) -> Images:
+            return Images(database, audit, changes, settings, chosen, listed=OfficialList.in_directory(data))
+
+        self.images_of = images_of
+        self.images = images_of(self.settings)
         self.database = database
 
     async def names(self, caller: Caller) -> Sequence[str]:
@@ -109,6 +112,22 @@ async def test_an_environment_keeps_the_digest_and_an_absent_registry_the_list(h
     made.image = "other:1"
     with pytest.raises(NotFound, match="is not in the registry of this house any more"):
         await house.images.source(made)
+
+
+async def test_a_list_of_the_registry_of_before_gets_no_login(house: House, alice: Caller) -> None:
+    """Our own registry has another port after a start if somebody has taken the former one; the list is older."""
+    await put_image(house.curator, "library/debian", "12")
+    await house.loop.look()
+    house.images = house.images_of(house.settings.model_copy(update={"url": "http://127.0.0.1:1"}))
+    async with house.database.reading() as tx:
+        chosen = await house.images.resolve(tx, alice, "debian:12")
+    assert chosen.digest
+    assert house.images.source_of(chosen).auth == ""
+    made = Environment(
+        owner_id=alice.user_id, owner_name="alice", workspace_id=alice.workspace_id, name="train", compute="docker",
+        image="debian:12", image_digest=chosen.digest, created=now(),
+    )  # fmt: skip
+    assert (await house.images.source(made)).auth == ""
 
 
 @pytest.mark.parametrize("project", ["ashore", "ashore/people", "library/people"])

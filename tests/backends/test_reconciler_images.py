@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from backends.compute.contract import Compute, Progress
+from backends.compute.memory import MemoryCompute, MemoryEngine
+from backends.image_names import loaded_name
 from backends.images import ImageFacts, Images
+from backends.reconcilers import images
 from backends.reconcilers.images import ImageReconciler
 from backends.registry import Registry
 from backends.registry_child import EmbeddedRegistry
@@ -32,7 +36,14 @@ class House:
         self.database, self.child = database, child
         self.images = Images(database, audit, changes, at)
         self.registry = Registry(at)
-        self.reconciler = ImageReconciler(database, audit, changes, self.registry, child)
+
+        def reconciler_of(computes: Mapping[str, Compute]) -> ImageReconciler:
+            return ImageReconciler(
+                database, audit, changes, self.registry, child, images=self.images, computes=computes
+            )  # fmt: skip
+
+        self.reconciler_of = reconciler_of
+        self.reconciler = reconciler_of({})
         self.without = ImageReconciler(database, audit, changes, None)
 
     async def image(self, owner: Caller, layer: bytes) -> Image:
@@ -167,6 +178,52 @@ async def test_a_pinned_image_keeps_nobody_elses_garbage(house: House, alice: Ca
     await house.round()
     assert not house.child.has_garbage
     assert await house.has(first)
+
+
+class Engine(MemoryCompute):
+    """It says what it was told to forget, if it is not one that hangs."""
+
+    is_here = False
+
+    def __init__(self, directory: Path, name: str, dropping: Callable[[str], Awaitable[None]]) -> None:
+        super().__init__(MemoryEngine(directory), name=name)
+        self._dropping = dropping
+
+    async def drop_image(self, reference: str) -> None:
+        await self._dropping(reference)
+
+    async def pull_image(self, reference: str, title: str, auth: str, progress: Progress) -> bool:
+        raise NotImplementedError
+
+    async def image_id(self, name: str) -> str:
+        raise NotImplementedError
+
+    async def load_image(self, archive: AsyncGenerator[bytes], title: str) -> None:
+        raise NotImplementedError
+
+
+async def test_a_host_that_hangs_keeps_no_image_from_being_deleted(
+    house: House, alice: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others forget their copies, and before the row goes: it is all that knows the digest."""
+    monkeypatch.setattr(images, "_DROP_SECONDS", 2.0)
+    image, dropped = await house.image(alice, b"one" * 1000), list[str]()
+
+    async def hang(reference: str) -> None:
+        await asyncio.Event().wait()
+
+    async def drop(reference: str) -> None:
+        assert await house.row(image) is not None
+        dropped.append(reference)
+
+    reference = house.images.reference(image)
+    computes = {name: Engine(tmp_path, name, does) for name, does in (("a", hang), ("b", hang), ("c", drop))}
+    house.reconciler = house.reconciler_of(computes)
+    await house.images.delete(alice, "model:v1")
+    await house.round()
+    assert await house.row(image) is None
+    assert dropped == [reference, loaded_name(reference)]
+    assert caplog.text.count("may keep its copy of 'model:v1': it did not answer") == 2
 
 
 async def test_the_loop_wakes_by_itself(house: House, alice: Caller) -> None:

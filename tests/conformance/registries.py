@@ -41,10 +41,13 @@ def served(
     tokens: Tokens | None = None,
     may_delete: bool = True,
     user: str = USER,
+    behind: str = "",
+    is_read_only: bool = False,
 ) -> Iterator[RegistrySettings]:
     """Until the end of the block; settings with which one may do everything there.
 
     With `data` it has what another one has put there. With an authority it is served by TLS, with its certificate.
+    `behind`: the scheme that it believes to be reached by, as behind a proxy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
@@ -53,6 +56,8 @@ def served(
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     (folder / "htpasswd").write_text(f"{user}:{hashed}\n")
     http: dict[str, object] = {"addr": f"127.0.0.1:{port}"}
+    if behind:
+        http["host"] = f"{behind}://127.0.0.1:{port}"
     if authority is not None:
         http["tls"] = {"certificate": str(authority.chain), "key": str(authority.key)}
     basic = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
@@ -60,6 +65,7 @@ def served(
         "version": "0.1", "log": {"level": "error"}, "http": http, "auth": tokens.config if tokens else basic,
         "storage": {
             "filesystem": {"rootdirectory": str(data or folder / "data")}, "delete": {"enabled": may_delete},
+            "maintenance": {"readonly": {"enabled": is_read_only}},
         },
     }  # fmt: skip
     (folder / "config.yml").write_text(json.dumps(config))

@@ -168,6 +168,27 @@ async def test_it_knows_whom_the_registry_reaches(
     await everywhere.close()
 
 
+async def test_no_engine_elsewhere_is_told_the_login_of_a_registry_here(
+    far: DockerCompute, guest: Path, registry: Registry, settings: RegistrySettings
+) -> None:
+    """On its machine somebody else listens at 127.0.0.1:5000, if anybody does, and would be sent the password. Official
+    images are in a project beside that of the house, so they are not brought there."""
+    here = DockerCompute(guest, DockerSettings(), DockerHostSettings(url=f"unix://{ENGINE}"), name="docker/here")
+    both = settings.model_copy(update={"project": "house", "official_from": ("library",)})
+    beside, digest = Registry(both), f"sha256:{'1' * 64}"
+    loads, official = ImageLoads(beside), f"{both.official['library']}debian@{digest}"
+    assert loads.login_there(here, official, "secret") == "secret"
+    assert loads.login_there(far, f"{both.prefix}w/i/model@{digest}", "secret") == ""
+    assert loads.login_there(far, "docker.io/library/debian:bookworm", "") == ""
+    with pytest.raises(BadInput, match="a registry that only the gateway's own machine reaches"):
+        loads.login_there(far, official, "secret")
+    everywhere = Registry(RegistrySettings(url="https://registry.example"))
+    assert ImageLoads(everywhere).login_there(far, f"registry.example/w/i/model@{digest}", "secret") == "secret"
+    await here.close()
+    await beside.close()
+    await everywhere.close()
+
+
 async def test_a_layer_that_is_not_what_the_configuration_says_is_not_taken(
     far: DockerCompute, registry: Registry, settings: RegistrySettings
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from backends.registry import FORBIDDEN, Registry
 from backends.registry_login import engine_auth
 from backends.registry_probe import probe
 from backends.settings import BuildSettings, DockerHostSettings, DockerSettings, ImageSettings, RegistrySettings
+from gateway import health
 from storage.errors import AshoreError, BadInput, Unavailable
 from tests.backends.test_image_registry import digest_of, pieces, put_image
 from tests.conformance import registries
@@ -193,6 +195,19 @@ async def test_what_doctor_says_of_a_registry_that_does_too_little(data: Path, t
     await away.close()
 
 
+async def test_doctor_takes_one_that_gives_space_back_for_a_good_one(data: Path, tmp_path: Path) -> None:
+    """It is read only for an hour perhaps, and its user lacks no right."""
+    with registries.served(tmp_path, data=data, is_read_only=True) as settings:
+        registry = Registry(settings)
+        login, push = await health.of_registry_in_full(registry)
+        await registry.close()
+    assert login.ok
+    assert login.known
+    assert push.ok
+    assert not push.known
+    assert "read only now, as while it gives space back" in push.detail
+
+
 async def test_a_wrong_password_is_a_sentence_everywhere(place: Place, tmp_path: Path) -> None:
     wrong = place.settings.model_copy(update={"password": SecretStr("guess")})
     registry = Registry(wrong)
@@ -202,8 +217,10 @@ async def test_a_wrong_password_is_a_sentence_everywhere(place: Place, tmp_path:
         await put_image(registry, "w/i/model")
     await registry.close()
     builder = BuildahBuilder(tmp_path / "buildah", wrong, BuildSettings())
-    with pytest.raises(AshoreError, match="authentication required|unauthorized|invalid username/password"):
-        await builder.build(place.order("wrong"), lambda data: None)
+    said = bytearray()
+    with pytest.raises(AshoreError, match="cannot be fetched"):
+        await builder.build(place.order("wrong"), said.extend)
+    assert re.search(rb"authentication required|unauthorized|invalid username/password", said)
 
 
 # ---- certificates ------------------------------------------------------------------------------------------------
@@ -237,8 +254,10 @@ async def test_what_is_wrong_with_a_certificate_is_said(data: Path, tmp_path: Pa
         plain = settings.model_copy(update={"url": settings.url.replace("https:", "http:")})
         assert "wants TLS: is it https:// ?" in await said_of(plain)
         builder = BuildahBuilder(tmp_path / "buildah", unknown, BuildSettings())
-        with pytest.raises(AshoreError, match="certificate"):
-            await builder.build(Place(unknown, None).order("unknown"), lambda data: None)
+        said = bytearray()
+        with pytest.raises(AshoreError, match="cannot be fetched"):
+            await builder.build(Place(unknown, None).order("unknown"), said.extend)
+        assert b"certificate" in said
     with registries.served(folders[1], data=data, authority=old) as settings:
         assert await said_of(settings) == "the image registry's certificate has expired: it must be renewed"
     with registries.served(folders[2], data=data, authority=other) as settings:
@@ -314,3 +333,18 @@ async def test_a_service_that_may_not_be_trusted_with_the_password_gets_none(tmp
         assert "a place without TLS, which is refused" in await said_of(settings)
     tokens.stop()
     assert tokens.asked == []
+
+
+async def test_an_upload_does_not_go_on_without_tls(tmp_path: Path) -> None:
+    """A proxy before it ends TLS, and tells it nothing of that: it names its own address as it sees it."""
+    authority = Authority.made_in(tmp_path)
+    with registries.served(tmp_path, authority=authority, behind="http") as settings:
+        registry = Registry(settings)
+        await registry.check()
+        with pytest.raises(Unavailable, match="to its address without TLS, which is refused"):
+            await put_image(registry, "w/i/model")
+        await registry.close()
+    with registries.served(tmp_path, authority=authority, behind="https") as settings:
+        registry = Registry(settings)
+        assert await put_image(registry, "w/i/model")
+        await registry.close()
