@@ -189,7 +189,8 @@ NOUN = Noun(
              about="Its cards and whether it is drained. Environments that have their home there are in the way.\n"
              "If it is gone for ever, --with-environments gives them up: their homes are lost, and everything that\n"
              "they hold here is free again. That is possible while the host is offline. Should it come back, what is\n"
-             "left there is reported in the log and not touched.\n"
+             "left there is reported in the log and not touched, and the host is in maintenance: remove that, then\n"
+             "'host resume'.\n"
              "A host that the settings still name is listed again, as soon as it is asked the next time.",
              examples=("host forget gpu1", "host forget gpu1 --with-environments --dry-run"), admin=True),
     ),
