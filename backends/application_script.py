@@ -1,6 +1,7 @@
 """What is said to the shell of an environment so that its applications run. Pure functions.
 
-The script comes on the shell's standard input, secrets included, so that no command line holds them. Each application
+The script comes on the shell's standard input, secrets included, so that no command line holds them, nor a digest of
+them, by which short ones can be guessed: only builtins of the shell are given either. Each application
 gets a supervisor inside: it belongs to the environment and not to us, so it outlives connections and the gateway.
 Only what every image has is used: a POSIX shell, /proc, and `setsid` where it is there.
 """
@@ -116,7 +117,9 @@ echo "@MARK@ @NAME@ ending"
 _ONE = """\
 folder=$base/@NAME@
 mkdir -p "$folder" || exit 1
-if ! alive "$folder/supervisor" || ! grep -qx @DIGEST@ "$folder/digest" 2>/dev/null; then
+had=
+{ read -r had < "$folder/digest"; } 2>/dev/null
+if ! alive "$folder/supervisor" || [ "$had" != @DIGEST@ ]; then
     end "$folder"
 @FILES@
     echo starting > "$folder/state"

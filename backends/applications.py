@@ -23,6 +23,7 @@ from storage.access import Action, Caller, require
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.database.engine import Database
+from storage.database.transaction import Transaction
 from storage.errors import AlreadyExists, BadInput, Conflict, NotFound
 from storage.names import printable
 from storage.records import Application, ApplicationState, Environment, EnvironmentState, Wish
@@ -138,19 +139,10 @@ class Applications:
 
         AlreadyExists: it has one of them. BadInput: one cannot be started there. NotFound: it has none of that name.
         """
-        seen = await self._environments.show(caller, name)
+        seen = await self._allowed(caller, name, add, remove)
         changes = {Action.APPLICATION_ADD: tuple(add), Action.APPLICATION_REMOVE: tuple(dict.fromkeys(remove))}
-        for action in [action for action, names in changes.items() if names]:
-            require(caller, action, owned(seen))
         async with self._database.writing() as tx:
-            environment = await tx.get(Environment, seen.id, with_for_update=True)
-            if environment is None:
-                raise NotFound(f"there is no environment '{seen.name}'")
-            if environment.wish is Wish.DELETED:
-                raise Conflict(f"'{seen.name}' is being deleted")
-            rows = {row.name: row for row in await tx.scalars(_of(environment.id))}
-            had = [row.name for row in rows.values() if row.state is not ApplicationState.ENDING]
-            self._check(environment, had, add, remove)
+            environment, rows = await self._changeable(tx, seen, add, remove, lock=True)
             for one in remove:
                 rows[one].state, rows[one].secret = ApplicationState.ENDING, ""
             await tx.flush()
@@ -164,6 +156,12 @@ class Applications:
                     facts: dict[str, Any] = {"owner": environment.owner_name, "applications": list(names)}
                     await self._audit.add(tx, Event.by(caller, action, thing=environment.name, **facts))
         self._changes.tell("environment", seen.id)
+
+    async def check(self, caller: Caller, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Raise what `change` would raise now, and change nothing."""
+        seen = await self._allowed(caller, name, add, remove)
+        async with self._database.reading() as tx:
+            await self._changeable(tx, seen, add, remove)
 
     async def wanted(self, environment_id: str) -> Sequence[Wanted]:
         """What shall run in an environment, with open secrets; for the reconciler alone."""
@@ -179,6 +177,26 @@ class Applications:
             return (await tx.scalars(query.order_by(Application.name))).all()
 
     # ---- inside ----------------------------------------------------------------------------------------------
+    async def _allowed(self, caller: Caller, name: str, add: Sequence[str], remove: Sequence[str]) -> Environment:
+        environment = await self._environments.show(caller, name)
+        for action, names in ((Action.APPLICATION_ADD, add), (Action.APPLICATION_REMOVE, remove)):
+            if names:
+                require(caller, action, owned(environment))
+        return environment
+
+    async def _changeable(
+        self, tx: Transaction, seen: Environment, add: Sequence[str], remove: Sequence[str], *, lock: bool = False
+    ) -> tuple[Environment, Mapping[str, Application]]:
+        environment = await tx.get(Environment, seen.id, with_for_update=lock)
+        if environment is None:
+            raise NotFound(f"there is no environment '{seen.name}'")
+        if environment.wish is Wish.DELETED:
+            raise Conflict(f"'{seen.name}' is being deleted")
+        rows = {row.name: row for row in await tx.scalars(_of(environment.id))}
+        had = [row.name for row in rows.values() if row.state is not ApplicationState.ENDING]
+        self._check(environment, had, add, remove)
+        return environment, rows
+
     def _check(self, environment: Environment, had: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> None:
         for one in remove:
             if one not in had:

@@ -126,7 +126,7 @@ class Hosts:
 
         What they hold is given back: room, GPUs, quotas, data. Their homes are lost, and what of their output was not
         kept. Nobody asks the machine, so Conflict while it is online. Should it come back, what is left there is
-        reported and not touched.
+        reported and not touched, and the host is drained until `resume`: its GPUs may be in use.
         """
         require(caller, Action.HOST_FORGET)
         return await self._give_up(Event.by(caller, Action.HOST_FORGET), name)

@@ -172,7 +172,9 @@ def _add_hosts(commands: Commands) -> None:
     forget.add_argument(
         "--with-environments", action="store_true", help="give up the environments there: their homes are lost"
     )
-    forget.add_argument("--dry-run", action="store_true", help="say which those are, and change nothing")
+    forget.add_argument(
+        "--dry-run", action="store_true", help="with --with-environments: say which those are, and change nothing"
+    )
     for parser in (drain, resume, forget):
         parser.add_argument("name", metavar="NAME", help="as in the settings; 'here' where they name none")
     for parser in (listed, drain, resume, forget):

@@ -17,13 +17,15 @@ from backends.compute.places import Capacity, GpuDriver, GpuFact, HasCapacity, H
 from backends.cuda import words_of
 from backends.hosts import TOPIC
 from backends.settings import PlacementSettings
+from storage.access import Action
 from storage.audit import AuditTrail, Event
 from storage.changes import Changes
 from storage.clock import Clock, now
 from storage.database.engine import Database
+from storage.database.transaction import Transaction
 from storage.errors import AshoreError
 from storage.names import printable
-from storage.records import Environment, Gpu, Host
+from storage.records import Environment, Gpu, Host, LostEnvironment
 
 log = logging.getLogger(__name__)
 _GPU_SECONDS = 5.0
@@ -31,6 +33,7 @@ _GPU_SECONDS = 5.0
 MISSED = 3
 """Signs of life that may be missing before a host is offline."""
 _SILENT = "it does not answer"
+_GIVEN_UP = "given up: remove its old containers there, then 'host resume'"
 _UNKNOWN = "it is not in the settings, or has not answered since the gateway was started"
 
 _GpuAnswer = tuple[Sequence[GpuFact], GpuDriver | None]
@@ -101,8 +104,7 @@ class HostWatch:
         async with self._database.writing() as tx:
             row = await tx.get(Host, host_of(place), with_for_update=True)
             if row is None:
-                row = Host(name=host_of(place), compute=kind_of(place), is_up=False)
-                tx.add(row)
+                row = await self._list(tx, place)
             came = not row.is_up
             row.is_up, row.reason, row.last_heartbeat = True, "", self._clock()
             row.cpus, row.memory, row.is_here = capacity.cpus, capacity.memory, capacity.is_here
@@ -116,8 +118,7 @@ class HostWatch:
         async with self._database.writing() as tx:
             row = await tx.get(Host, host_of(place), with_for_update=True)
             if row is None:  # it has never answered: there is nothing to be patient about
-                row = Host(name=host_of(place), compute=kind_of(place), is_up=False)
-                tx.add(row)
+                row = await self._list(tx, place)
             went = row.is_up and is_over
             changed = went or (not row.is_up and row.reason != reason)
             if changed:
@@ -127,6 +128,19 @@ class HostWatch:
         if changed:
             log.warning("the host %s is offline: %s", host_of(place), reason)
             self._tell(place)
+
+    async def _list(self, tx: Transaction, place: str) -> Host:
+        """Make the record of a host that had none, or was forgotten.
+
+        Where environments were given up with it, their containers may still run there, on GPUs that nobody holds here:
+        nothing new starts before an administrator has said that they are gone.
+        """
+        row = Host(name=host_of(place), compute=kind_of(place), is_up=False)
+        if await tx.scalar(select(LostEnvironment.id).where(LostEnvironment.host == row.name).limit(1)):
+            row.is_drained, row.drain_reason = True, _GIVEN_UP
+            await self._audit.add(tx, Event(Action.HOST_DRAIN, thing=row.name, detail={"reason": _GIVEN_UP}))
+        tx.add(row)
+        return row
 
     # ---- GPUs ------------------------------------------------------------------------------------------------
     async def _ask_gpus(self, hosts: Mapping[str, HasCapacity]) -> None:

@@ -131,14 +131,16 @@ async def _set(context: Context, options: argparse.Namespace) -> None:
         options.lifecycle = (await environments.show(context.caller, options.name)).lifecycle.value
         if options.lifecycle not in (Lifecycle.ON_DEMAND, Lifecycle.EPHEMERAL):
             raise Usage(f"--idle goes with --lifecycle on-demand or ephemeral, and '{options.name}' has neither")
-    # A life cycle may be refused, and then nothing is to have been changed.
+    # Programs and a life cycle may be refused, and then nothing is to have been changed.
+    programs = context.services.applications
+    if applications:
+        await programs.check(context.caller, options.name, add=options.app, remove=options.no_app)
     if options.lifecycle:
         await environments.set_lifecycle(context.caller, options.name, _choice(options))
     if options.keep_output:
         await environments.set_keep_output(context.caller, options.name, *options.keep_output)
     if applications:
-        change = context.services.applications.change
-        await change(context.caller, options.name, add=options.app, remove=options.no_app)
+        await programs.change(context.caller, options.name, add=options.app, remove=options.no_app)
     for port in options.unpublish:
         await published.unpublish(context.caller, options.name, port)
     for port in options.publish:

@@ -9,7 +9,7 @@ from backends.gpus import Card
 from backends.hosts import HostView
 from gateway.commands.context import Context
 from gateway.commands.output import Row, amount, facts, moment, table
-from gateway.commands.parsing import Noun, Parser, Verb
+from gateway.commands.parsing import Noun, Parser, Usage, Verb
 from storage.records import Environment
 
 COLUMNS = {
@@ -19,6 +19,8 @@ COLUMNS = {
 
 LOST_COLUMNS = {"name": "NAME", "owner": "OWNER", "state": "STATE", "created": "CREATED"}
 LOST_WORDS = "their homes, and what of their output was not kept; data sets, models and images are not"
+DRY_RUN_WORDS = "--dry-run goes with --with-environments: without it nothing is lost"
+NONE_LOST_WORDS = "no environment has its home there"
 _WOULD_BE_LOST = f"these environments would be lost: {LOST_WORDS}"
 _LOST = f"these environments are lost: {LOST_WORDS}; their owners are told by 'env list'"
 
@@ -44,10 +46,15 @@ async def _resume(context: Context, options: argparse.Namespace) -> None:
 
 async def _forget(context: Context, options: argparse.Namespace) -> None:
     hosts, caller, name = context.services.hosts, context.caller, options.name
+    if options.dry_run and not options.with_environments:
+        raise Usage(DRY_RUN_WORDS)
     if options.dry_run:
         _say_lost(context, await hosts.losses(caller, name), _WOULD_BE_LOST, as_json=options.json)
     elif options.with_environments:
-        _say_lost(context, await hosts.forget_with_environments(caller, name), _LOST, as_json=options.json)
+        lost = await hosts.forget_with_environments(caller, name)
+        _say_lost(context, lost, _LOST, as_json=options.json)
+        if not options.json:
+            context.err(f"the host {name} is forgotten\n")
     else:
         await hosts.forget(caller, name)
         facts(context, {"forgotten": name}, as_json=options.json)
@@ -57,7 +64,7 @@ def _say_lost(context: Context, lost: Sequence[Environment], words: str, *, as_j
     rows = lost_rows(lost)
     if as_json:
         rows = [{**row, "created": one.created} for row, one in zip(rows, lost, strict=True)]
-    table(context, rows, LOST_COLUMNS, as_json=as_json, empty="no environment has its home there")
+    table(context, rows, LOST_COLUMNS, as_json=as_json, empty=NONE_LOST_WORDS)
     if not as_json and lost:
         context.err(f"{words}\n")
 
@@ -164,7 +171,9 @@ def _forget_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--with-environments", action="store_true", help="give up the environments there: their homes are lost"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say which those are, and change nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --with-environments: say which those are, and change nothing"
+    )
 
 
 NOUN = Noun(
@@ -189,7 +198,8 @@ NOUN = Noun(
              about="Its cards and whether it is drained. Environments that have their home there are in the way.\n"
              "If it is gone for ever, --with-environments gives them up: their homes are lost, and everything that\n"
              "they hold here is free again. That is possible while the host is offline. Should it come back, what is\n"
-             "left there is reported in the log and not touched.\n"
+             "left there is reported in the log and not touched, and the host is in maintenance: remove that, then\n"
+             "'host resume'.\n"
              "A host that the settings still name is listed again, as soon as it is asked the next time.",
              examples=("host forget gpu1", "host forget gpu1 --with-environments --dry-run"), admin=True),
     ),

@@ -22,6 +22,8 @@ from storage.records import new_id
 
 log = logging.getLogger(__name__)
 USAGE, INTERNAL = 2, 70
+_MOST_WORDS = 500
+"""Of one command: the time that argparse takes grows with their square, and everybody waits for it."""
 
 
 async def run(context: Context, command: str) -> int:
@@ -68,6 +70,8 @@ async def _call(context: Context, options: argparse.Namespace) -> int:
 def _parse(command: str) -> tuple[str, argparse.Namespace]:
     """The command's name (`env list`) and its parsed arguments."""
     words = split(command)
+    if len(words) > _MOST_WORDS:
+        raise Usage(f"a command has at most {_MOST_WORDS} words")
     if not words or words[0] in ("--help", "-h"):
         words = ["help", *words[1:]]
     noun = NOUNS.get(words[0])
@@ -80,13 +84,13 @@ def _parse(command: str) -> tuple[str, argparse.Namespace]:
         raise Usage(_unknown_verb(noun, words[1]), parser.format_usage().strip())
     options, unknown = parser.parse_known_args(words[1:])
     if unknown:
-        said = f"unrecognized arguments: {' '.join(unknown)}{_lost_quotes(words, options, unknown)}"
+        said = f"unrecognized arguments: {' '.join(unknown)}{_lost_quotes(words, options, frozenset(unknown))}"
         raise Usage(said, parser.format_usage().strip())
     verb: Verb = options.verb
     return f"{noun.name} {verb.name}".strip(), options
 
 
-def _lost_quotes(words: list[str], options: argparse.Namespace, unknown: list[str]) -> str:
+def _lost_quotes(words: list[str], options: argparse.Namespace, unknown: frozenset[str]) -> str:
     """What to type where an option before the unknown words took the first word of a text; else nothing."""
     for at, word in enumerate(words[:-2]):
         taken = getattr(options, word[2:].replace("-", "_"), None) if word.startswith("--") else None

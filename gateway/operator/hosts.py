@@ -8,10 +8,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from backends.hosts import Hosts, HostView
-from gateway.commands.host import COLUMNS, LOST_COLUMNS, LOST_WORDS, as_row, as_texts, lost_rows
+from gateway.commands.host import (
+    COLUMNS,
+    DRY_RUN_WORDS,
+    LOST_COLUMNS,
+    LOST_WORDS,
+    NONE_LOST_WORDS,
+    as_row,
+    as_texts,
+    lost_rows,
+)
 from gateway.commands.output import Row, human, pad, to_json
 from gateway.operator.house import open_records, settings_of
 from storage.changes import Changes
+from storage.errors import BadInput
 from storage.records import Environment
 
 
@@ -35,16 +45,19 @@ async def resume(options: argparse.Namespace) -> int:
 
 async def forget(options: argparse.Namespace) -> int:
     """Drop what is known of one that is offline or no longer in the settings."""
+    name, as_json, done = options.name, options.json, f"the host {options.name} is forgotten\n"
+    if options.dry_run and not options.with_environments:
+        raise BadInput(DRY_RUN_WORDS)
     async with _hosts(options) as hosts:
         if options.dry_run:
-            return _tell_lost(await hosts.losses_by_operator(options.name), "would be", as_json=options.json)
+            _tell_lost(await hosts.losses_by_operator(name), "would be", as_json=as_json)
+            return 0
         if options.with_environments:
-            lost = await hosts.forget_with_environments_by_operator(options.name)
-            return _tell_lost(lost, "are", as_json=options.json)
-        await hosts.forget_by_operator(options.name)
-    sys.stdout.write(
-        to_json({"forgotten": options.name}) if options.json else f"the host {options.name} is forgotten\n"
-    )
+            _tell_lost(await hosts.forget_with_environments_by_operator(name), "are", as_json=as_json)
+            sys.stderr.write("" if as_json else done)
+            return 0
+        await hosts.forget_by_operator(name)
+    sys.stdout.write(to_json({"forgotten": name}) if as_json else done)
     return 0
 
 
@@ -65,14 +78,12 @@ def _tell(views: Sequence[HostView], *, as_json: bool) -> int:
     return 0
 
 
-def _tell_lost(lost: Sequence[Environment], verb: str, *, as_json: bool) -> int:
+def _tell_lost(lost: Sequence[Environment], verb: str, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(to_json(lost_rows(lost)))
-        return 0
+        return
     _table(lost_rows(lost), LOST_COLUMNS)
-    if lost:
-        sys.stderr.write(f"these environments {verb} lost: {LOST_WORDS}\n")
-    return 0
+    sys.stderr.write(f"these environments {verb} lost: {LOST_WORDS}\n" if lost else f"{NONE_LOST_WORDS}\n")
 
 
 def _table(facts: Sequence[Row], columns: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import select
 
-from backends.application_script import Seen, Wanted, parse, script
+from backends.application_script import FOLDER, Seen, Wanted, parse, script
 from backends.application_secrets import md4, sam_line, vnc_password
 from backends.application_templates import BUILT_IN
 from backends.applications import Applications
@@ -79,6 +81,31 @@ def test_the_script_is_a_posix_shells_and_keeps_the_secret_out_of_command_lines(
     )
     subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
     assert [line.split()[0] for line in text.splitlines() if "s3cr3t" in line] == ["printf"]
+    assert {line.split()[0] for line in text.splitlines() if re.search("[0-9a-f]{64}", line)} == {"if", "echo"}
+
+
+def test_no_command_line_holds_a_digest_of_the_secret(tmp_path: Path) -> None:
+    """Trap: all but the secret of what is digested is known, and a password of eight letters is guessed by it.
+
+    An application whose supervisor lives is started again when the digest is another one, and only then.
+    """
+    odd = ApplicationSettings(title="Odd", argv=("sleep", "60"), port=7000)
+    folder = tmp_path / FOLDER / "odd"
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+    def run(text: str) -> tuple[str, str]:
+        traced = text.replace("umask 077", "umask 077; set -x", 1).encode()
+        done = subprocess.run(["/bin/sh", "-s"], input=traced, env=environment, capture_output=True, check=True)
+        ran = [line.split() for line in done.stderr.decode().splitlines() if re.search("[0-9a-f]{64}", line)]
+        assert {words[1] for words in ran} <= {"[", "echo"}
+        return (folder / "supervisor").read_text(), (folder / "digest").read_text()
+
+    try:
+        first = run(script([Wanted("odd", odd, "s3cr3t")]))
+        assert run(script([Wanted("odd", odd, "s3cr3t")])) == first
+        assert run(script([Wanted("odd", odd, "other")])) != first
+    finally:
+        subprocess.run(["/bin/sh", "-s"], input=script([], ["odd"]).encode(), env=environment, check=True)
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,20 @@ async def test_a_host_is_given_up_beside_the_gateway(data_dir: Path, database: D
             owner_id="u1", owner_name="alice", workspace_id="w1", name="train", compute="docker", host="gpu9",
             created=now(),
         ))  # fmt: skip
-    for options in (("--dry-run",), ("--with-environments",)):
+    alone = ashore("host", "forget", "gpu9", "--dry-run", "--data", data_dir)
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert "--dry-run goes with --with-environments" in alone.stderr
+    for options in (("--with-environments", "--dry-run"), ("--with-environments",)):
         lost = ashore("host", "forget", "gpu9", *options, "--data", data_dir)
         assert lost.returncode == 0, lost.stderr
         assert lost.stdout.splitlines()[1].split()[:2] == ["train", "alice"]
         assert "lost: their homes" in lost.stderr
+        assert ("the host gpu9 is forgotten" in lost.stderr) is ("--dry-run" not in options)
+    async with database.writing() as tx:
+        tx.add(Host(name="gpu8", compute="docker", is_up=False))
+    empty = ashore("host", "forget", "gpu8", "--with-environments", "--data", data_dir)
+    assert (empty.returncode, empty.stdout) == (0, "")
+    assert empty.stderr == "no environment has its home there\nthe host gpu8 is forgotten\n"
 
 
 def test_init_writes_settings_that_are_read(tmp_path: Path) -> None:

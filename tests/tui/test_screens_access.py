@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from textual.widgets import Input
 
 from backends.planning import Request
@@ -12,7 +12,7 @@ from storage.clock import now
 from storage.records import Application, ApplicationState, AuditEvent, EnvironmentState
 from tests.tui.conftest import Menu
 from tests.tui.house import House
-from tests.tui.screen_text import assert_harmless, shows, until
+from tests.tui.screen_text import assert_harmless, shows, text, until
 
 
 async def test_the_card_has_the_line_the_address_and_the_secret(menu: Menu, house: House, alice: Caller) -> None:
@@ -76,6 +76,40 @@ async def test_programs_are_added_and_ended_there(menu: Menu, house: House, alic
         await shows(pilot, "Desktop (RDP): waiting", "Desktop (VNC): waiting")
     assert [one.name for one in await house.applications.wanted(environment.id)] == ["rdp", "vnc"]
     assert await house.applications.unwanted(environment.id) == ["jupyter"]
+
+
+async def test_a_program_that_is_added_again_has_its_new_secret(menu: Menu, house: House, alice: Caller) -> None:
+    """Trap: what the screen knew of it is of the one that was removed, here or elsewhere."""
+    environment = await house.environments.create(alice, Request("lab", "docker", applications=("jupyter", "vnc")))
+    _, (old, _) = await house.applications.access(alice, "lab")
+
+    async def ended() -> None:
+        async with house.database.writing() as tx:
+            await tx.execute(delete(Application).where(Application.state == ApplicationState.ENDING))
+
+    app = menu()
+    async with app.run_test(size=(120, 30), notifications=True) as pilot:
+        await shows(pilot, "lab")
+        await pilot.press("a")
+        await shows(pilot, f"token={old.secret}")
+        for answer, shown in (("vnc", 1), ("vnc jupyter", 2)):
+            await pilot.press("p")
+            await shows(pilot, "Programs that are kept running")
+            app.screen.query_one("#answer", Input).value = answer
+            await pilot.press("enter")
+            await until(pilot, lambda shown=shown: text(app).count(": waiting") == shown)
+            await ended()
+        _, (new, _) = await house.applications.access(alice, "lab")
+        assert new.secret != old.secret
+        await shows(pilot, f"token={new.secret}")
+        await house.applications.change(alice, "lab", remove=["jupyter"])
+        await until(pilot, lambda: text(app).count(": waiting") == 1)
+        await ended()
+        await house.applications.change(alice, "lab", add=["jupyter"])
+        _, (newest, _) = await house.applications.access(alice, "lab")
+        assert newest.secret != new.secret
+        await shows(pilot, f"token={newest.secret}")
+    assert [one.name for one in await house.applications.wanted(environment.id)] == ["jupyter", "vnc"]
 
 
 async def test_each_line_can_be_copied(menu: Menu, house: House, alice: Caller) -> None:

@@ -55,7 +55,7 @@ async def test_a_host_is_drained_and_resumed(menu: Menu, house: House, alice: Ca
 
 
 async def test_a_host_is_given_up_with_its_environments(menu: Menu, house: House, alice: Caller, admin: Caller) -> None:
-    """After a question that names them; their owner is told in the menu."""
+    """After a question that names them, and the host's name typed; their owner is told in the menu."""
     await add(house, "gpu1", is_up=False, reason="it does not answer")
     async with house.database.writing() as tx:
         tx.add(Environment(
@@ -72,8 +72,11 @@ async def test_a_host_is_given_up_with_its_environments(menu: Menu, house: House
         await pilot.press("escape")
         assert len(await house.environments.list(alice)) == 1
         await pilot.press("f")
+        await shows(pilot, "Is gpu1 gone for ever?", "Type gpu1 to confirm.")
+        assert app.screen.query_one("#yes", Button).disabled
+        await pilot.press(*"gpu", "enter")
         await shows(pilot, "Is gpu1 gone for ever?")
-        await pilot.press("shift+tab", "enter")
+        await pilot.press("1", "enter")
         await shows(pilot, "gpu1 is forgotten.", "0 hosts")
     assert await house.environments.list(alice) == []
     app = menu("zh")

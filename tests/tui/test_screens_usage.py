@@ -70,6 +70,26 @@ async def test_gpus_have_figures_and_others_a_dash(
         assert_fits(app)
 
 
+async def test_a_small_screen_keeps_the_gpus(
+    menu: Menu, house: House, running: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap: without their column the lines of processes are bare numbers."""
+
+    async def loads(compute: object) -> list[GpuLoad]:
+        share = GpuShare(90, 30 * GIB, (ProcessLoad(4711, 90, 30 * GIB),))
+        return [GpuLoad(f"GPU-{n}", 97, 40 * GIB, 80 * GIB, {"h": share}) for n in range(8)]
+
+    house.compute.used = Usage(cpu=10.0, memory=4 * GIB, processes=12)
+    await house.becomes(running, gpus=8, reserves=True, cards={f"GPU-{n}": "H100" for n in range(8)})
+    monkeypatch.setattr(type(house.compute), "gpu_loads", loads, raising=False)
+    app = menu()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shows(pilot, running)
+        await pilot.press("w")
+        await shows(pilot, "97 % 40 GiB/80 GiB", "process 4711", "90 % 30 GiB on card 8")
+        assert_fits(app)
+
+
 async def test_nothing_runs(menu: Menu, house: House) -> None:
     app = menu()
     async with app.run_test(size=(80, 24)) as pilot:

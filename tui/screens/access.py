@@ -69,12 +69,14 @@ class AccessScreen(Page):
 
     async def _accesses(self, environment: Environment, conditions: Sequence[Condition]) -> Sequence[Access]:
         """With their secrets as they are known, if they are."""
-        known, reading = self._known, self._reading
+        reading = self._reading
+        # One that was removed has another secret when it is added again.
+        known: Mapping[str, Access] = {one.name: self._known[one.name] for one in conditions if one.name in self._known}
         if any(one.name not in known for one in conditions):
             _, found = await self.desk.services.applications.access(self.desk.caller, environment.name)
             known = {one.condition.name: one for one in found}
-            if reading == self._reading:
-                self._known = known
+        if reading == self._reading:
+            self._known = known
         return [replace(known[one.name], condition=one) for one in conditions if one.name in known]
 
     @on(Loaded)
@@ -144,6 +146,7 @@ class AccessScreen(Page):
             remove = [one for one in had if one not in wanted]
             if add or remove:
                 await applications.change(self.desk.caller, self._environment, add=add, remove=remove)
+                self._forget()
 
         def answered(text: str | None) -> None:
             if text is not None:

@@ -143,10 +143,11 @@ class HostsScreen(Page):
         question = self.texts("Forget {name}? What is known of it goes, not what is on it.", name=name)
         if has_environments:
             question = self.texts(
-                "Is {name} gone for ever? Its environments are given up and their homes are lost: {names}",
-                name=name, names=_names(view),
+                "Is {name} gone for ever? Its environments ({n}) are given up and their homes are lost: {names}",
+                name=name, n=len(view.placed), names=_names(view),
             )  # fmt: skip
-        self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Forget")), answered)
+        typed = name if has_environments else ""
+        self.app.push_screen(Confirm(self.texts, question, yes=self.texts("Forget"), typed=typed), answered)
 
 
 def _row(texts: Texts, view: HostView, moment: datetime) -> Row:

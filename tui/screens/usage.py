@@ -63,11 +63,11 @@ class UsageScreen(Page):
                 Column(t("NAME"), least=12, most=32),
                 Column(t("OWNER"), most=16, rank=4),
                 Column(t("CORES"), most=7, right=True),
-                Column(t("OF"), most=_BAR + 9, rank=2),
+                Column(t("OF"), most=_BAR + 9, rank=3),
                 Column(t("MEMORY"), most=9, right=True),
-                Column(t("OF"), most=_BAR + 12, rank=1),
+                Column(t("OF"), most=_BAR + 12, rank=2),
                 Column(t("PROCESSES"), most=10, rank=5, right=True),
-                Column(t("GPUS"), most=44, rank=3),
+                Column(t("GPUS"), most=44, rank=1, wide=True),  # the lines of processes say nothing without it
             ],
             id="usage",
         )

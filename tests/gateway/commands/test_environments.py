@@ -296,6 +296,10 @@ async def test_for_how_long_the_output_is_kept(desk: Desk, alice: Caller) -> Non
     assert await days("env create train --wait") == 0
     assert await days("env set train --keep-output 9") == 9
     assert await days("env set train --lifecycle on-demand --idle 2h") == 9
+    refused = await desk.run(alice, "env set train --keep-output 3 --lifecycle ephemeral --app nosuch")
+    assert (refused.status, "no application 'nosuch'" in refused.err) == (2, True)
+    shown = json.loads((await desk.run(alice, "env show train --json")).out)
+    assert (shown["keep_output_days"], shown["lifecycle"]) == (9, "on-demand")
     assert await days("env set train --keep-output default") == 0
     assert await days("env set train --lifecycle ephemeral --keep-output no") == 0
     assert json.loads((await desk.run(alice, "env show train --json")).out)["lifecycle"] == "ephemeral"

@@ -87,6 +87,17 @@ async def test_forget(hosted: Desk, services: Services, admin: Caller) -> None:
     assert (again.status, again.err) == (1, "there is no host 'gpu1'\n")
 
 
+async def test_forget_without_environments_says_what_it_did(hosted: Desk, services: Services, admin: Caller) -> None:
+    alone = await hosted.run(admin, "host forget gpu1 --dry-run")
+    assert (alone.status, alone.out) == (2, "")
+    assert alone.err == "--dry-run goes with --with-environments: without it nothing is lost\n"
+    async with services.database.writing() as tx:
+        (await tx.get_one(Host, "gpu1")).is_up = False
+    done = await hosted.run(admin, "host forget gpu1 --with-environments")
+    assert (done.status, done.out) == (0, "")
+    assert done.err == "no environment has its home there\nthe host gpu1 is forgotten\n"
+
+
 async def test_forget_with_environments(hosted: Desk, services: Services, alice: Caller, admin: Caller) -> None:
     """What will be lost is said, and the owner is told why it is gone."""
     await hosted.run(alice, "env create train --image debian --cpu 1 --memory 1GiB --host gpu1")

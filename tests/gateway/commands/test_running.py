@@ -103,6 +103,13 @@ async def test_other_words_too_many_get_no_such_hint(desk: Desk, alice: Caller) 
         assert answer.err.startswith("unrecognized arguments: ")
 
 
+@pytest.mark.parametrize("noun", ["env list", "nosuch", "workspace show"])
+async def test_a_command_has_so_many_words(desk: Desk, alice: Caller, noun: str) -> None:
+    """Trap: argparse takes time with the square of their number, on the loop that serves everybody."""
+    answer = await desk.run(alice, noun + " x" * 16_000)
+    assert (answer.status, answer.out, answer.err) == (2, "", "a command has at most 500 words\n")
+
+
 def test_the_readme_lists_every_command() -> None:
     listed = set(re.findall(r"^\| `([a-z]+(?: [a-z]+)?)(?: [A-Z]+)?` \|", README.read_text(), re.MULTILINE))
     assert {name.strip() for name in listed} == {full(noun, verb) for noun, verb in ALL}
