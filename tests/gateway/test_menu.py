@@ -225,7 +225,7 @@ async def test_a_stranger_is_refused_in_one_line(site: MenuSite) -> None:
     person = await site.person("nobody")
     await person.closed.wait()
     assert person.status == 1
-    assert b"there is no user 'nobody'" in person.raw
+    assert "没有用户「nobody」".encode() in person.raw
     await leave(person)
 
 
