@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -34,7 +35,8 @@ async def reference(settings: RegistrySettings, tmp_path: Path) -> AsyncIterator
     file.write_text(auth_file(settings))
     command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-authfile", str(file)]
     command += [f"docker-daemon:{IMAGE}", f"docker://{settings.prefix}{REPOSITORY}:v1"]
-    subprocess.run(command, check=True, capture_output=True)
+    # Not on the loop: the registry's port is served by it.
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     registry = Registry(settings)
     digest = (await registry.manifest(REPOSITORY, "v1")).digest
     await registry.close()
