@@ -222,7 +222,9 @@ async def test_links_sockets_and_odd_names_are_told_of(house: House, alice: Call
         (output / "passwd").symlink_to("/etc/passwd")
         os.mkfifo(output / "fifo")
         with socket.socket(socket.AF_UNIX) as end:
-            end.bind(str(output / "s")[-100:] if len(str(output / "s")) > 100 else str(output / "s"))
+            folder = os.open(output, os.O_RDONLY)
+            end.bind(f"/proc/self/fd/{folder}/s")  # the whole path may be too long for a socket
+            os.close(folder)
         os.link(output / "model", output / "same")
         Path(os.fsdecode(os.fsencode(output) + b"/b\\c\xff\n")).write_text("odd")
         (output / "b%5Cc").write_text("escaped")

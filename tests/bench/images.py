@@ -51,7 +51,7 @@ def results(bed: Bed) -> Iterator[Result]:
             with kit.registry(runner) as at:
                 auth = bed.directory / "auth.json"
                 auth.write_text(auth_file(at))
-                return MIB / seconds(lambda: kit.skopeo(at, auth))
+                return MIB / seconds(lambda: runner.run(kit.skopeo(at, auth)))
 
         name = f"archive to registry, {MIB} MiB"
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak
@@ -110,10 +110,14 @@ class _Kit:
         await transfer.publish(layout, blobs, registry, "bench/model", "v1")
         await registry.close()
 
-    def skopeo(self, at: RegistrySettings, auth: Path) -> None:
+    async def skopeo(self, at: RegistrySettings, auth: Path) -> None:
         command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--dest-authfile", str(auth)]
         command += [f"docker-archive:{self._source}", f"docker://{at.prefix}bench/model:v1"]
-        subprocess.run(command, check=True, capture_output=True)
+        # On the loop, which serves the registry's port.
+        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
+        _, said = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(said.decode())
 
     async def close(self) -> None:
         await self._store.delete("bench-image")

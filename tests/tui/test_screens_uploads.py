@@ -102,7 +102,7 @@ async def test_archives_are_followed_to_their_image(menu: Menu, house: House, al
 
 @pytest.mark.parametrize(
     ("language", "words"),
-    [("en", ("image: failed", "It became no image.")), ("zh", ("镜像：失败", "归档不完整", "未能变成镜像"))],
+    [("en", ("image: failed", "It became no image.")), ("zh", ("镜像：失败", "归档提前结束", "未能变成镜像"))],
 )
 async def test_an_archive_that_failed_says_why(
     menu: Menu, house: House, alice: Caller, language: str, words: tuple[str, ...]
