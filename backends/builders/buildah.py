@@ -111,9 +111,8 @@ class BuildahBuilder:
             tail.see(data)
             write(data)
 
-        login = "auth.json" if is_ours(self._registry, base) else "no-auth.json"
         status = await self._run(
-            home, see, "pull", "--policy", "always", "--authfile", str(home / login), f"docker://{base}"
+            home, see, "pull", "--policy", "always", "--authfile", self._login(home, base), f"docker://{base}"
         )
         if status != 0:
             raise no_base(base)
@@ -131,12 +130,16 @@ class BuildahBuilder:
                 write(data)
 
             status = await self._run(
-                home, see, "push", "--authfile", str(home / "auth.json"), "--format", "v2s2",
+                home, see, "push", "--authfile", self._login(home, order.target), "--format", "v2s2",
                 "--digestfile", str(home / "digest"), image.removeprefix("sha256:"), f"docker://{order.target}",
             )  # fmt: skip
             if status != 0:
                 raise Unavailable(f"the registry does not take it: {tail.reason(status)}")
             return (home / "digest").read_text().strip()
+
+    def _login(self, home: Path, reference: str) -> str:
+        """The file with our login, or one without for what is not kept in our registry."""
+        return str(home / ("auth.json" if is_ours(self._registry, reference) else "no-auth.json"))
 
     async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:
         """Whatever is to be kept: no environment runs from this storage."""

@@ -96,7 +96,9 @@ class Builder(Protocol):
 
     async def push(self, order: Order, image: str, write: Write) -> str:
         """Bring an image that `build` returned to the order's target, and return the digest of its manifest,
-        `sha256:…`. Cancelling and calling it again is right at any time. Unavailable: the registry does not take it."""
+        `sha256:…`. Cancelling and calling it again is right at any time. Unavailable: the registry does not take it.
+
+        The login goes to our registry only: a target of before may be at an address that is somebody else's by now."""
         ...
 
     async def prune(self, *, days: float, keep: Collection[str] = ()) -> int:

@@ -291,6 +291,21 @@ async def test_our_login_does_not_go_with_a_base_that_is_not_ours(bench: Workben
     assert "copied" not in log.text
 
 
+async def test_our_login_does_not_go_with_a_push_that_is_not_to_our_registry(bench: Workbench) -> None:
+    """An order of before may be for a port that somebody else has by now; here our login would even do."""
+    if not bench.runs:
+        return  # it pushes nowhere
+    order = bench.order("RUN true")
+    image = await bench.builder.build(order, Log())
+    builder = bench.make(bench.registry.model_copy(update={"project": "house"}))
+    try:
+        with pytest.raises(Unavailable, match="the registry does not take it"):
+            await builder.push(order, image, Log())
+    finally:
+        await builder.close()
+    assert await bench.builder.push(order, image, Log())
+
+
 async def test_the_second_build_takes_layers_from_the_cache(bench: Workbench) -> None:
     text = f"RUN echo {secrets.token_hex(8)}\nCOPY <<a /a\n1\na\nRUN echo second"
     first, second = Log(), Log()
