@@ -31,7 +31,7 @@ from storage.settings import QuotaSettings
 from tests.backends import test_placement_histories as placement
 from tests.backends.test_placement_histories import GIB, NAMES, PEOPLE, Step
 from tests.conftest import person
-from tests.databases import KINDS, Databases
+from tests.databases import Databases
 
 SHARES, QUOTA = 2, 3
 CARDS = {
@@ -156,12 +156,24 @@ async def _play(database: Database, directory: Path, groups: list[tuple[list[Ste
         await database.close()
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", KINDS)
+def _on(kind: str, databases: Databases, groups: list[tuple[list[Step], Step | None, int]]) -> None:
+    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
+        asyncio.run(_play(database, Path(directory), groups))
+
+
+@pytest.mark.timeout(400)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_groups)
 def test_no_history_gives_a_card_twice_or_leaks_one(
-    databases: Databases, kind: str, groups: list[tuple[list[Step], Step | None, int]]
+    databases: Databases, groups: list[tuple[list[Step], Step | None, int]]
 ) -> None:
-    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
-        asyncio.run(_play(database, Path(directory), groups))
+    _on("sqlite", databases, groups)
+
+
+@pytest.mark.timeout(400)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_groups)
+def test_no_history_gives_a_card_twice_or_leaks_one_on_postgresql(
+    databases: Databases, groups: list[tuple[list[Step], Step | None, int]]
+) -> None:
+    _on("postgresql", databases, groups)

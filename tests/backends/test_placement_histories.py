@@ -36,7 +36,7 @@ from storage.errors import AlreadyExists, AshoreError, Conflict, NotFound, Unava
 from storage.records import Environment
 from tests.backends.test_reconciler_environments import Guests
 from tests.conftest import person
-from tests.databases import KINDS, Databases
+from tests.databases import Databases
 
 GIB = 1024**3
 PEOPLE = ("alice", "bob")
@@ -177,11 +177,24 @@ async def _play(database: Database, directory: Path, groups: list[tuple[list[Ste
         await database.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def _on(kind: str, databases: Databases, groups: list[tuple[list[Step], Step | None, int]]) -> None:
+    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
+        asyncio.run(_play(database, Path(directory), groups))
+
+
+@pytest.mark.timeout(400)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_groups)
 def test_no_history_promises_too_much_or_leaks(
-    databases: Databases, kind: str, groups: list[tuple[list[Step], Step | None, int]]
+    databases: Databases, groups: list[tuple[list[Step], Step | None, int]]
 ) -> None:
-    with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
-        asyncio.run(_play(database, Path(directory), groups))
+    _on("sqlite", databases, groups)
+
+
+@pytest.mark.timeout(400)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_groups)
+def test_no_history_promises_too_much_or_leaks_on_postgresql(
+    databases: Databases, groups: list[tuple[list[Step], Step | None, int]]
+) -> None:
+    _on("postgresql", databases, groups)

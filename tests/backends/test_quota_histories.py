@@ -33,7 +33,7 @@ from storage.quota_limits import RUNNING, Resource, holds
 from storage.quotas import Quotas
 from storage.records import Environment, EnvironmentState, Holder, Wish
 from tests.conftest import person
-from tests.databases import KINDS, Databases
+from tests.databases import Databases
 
 GIB = 1024**3
 NAMES = ("a", "b")
@@ -188,9 +188,20 @@ async def _play(database: Database, groups: list[list[Step]]) -> None:
         await database.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(_groups)
-def test_no_history_exceeds_a_quota(databases: Databases, kind: str, groups: list[list[Step]]) -> None:
+def _on(kind: str, databases: Databases, groups: list[list[Step]]) -> None:
     with tempfile.TemporaryDirectory() as directory, databases.new(kind, Path(directory)) as database:
         asyncio.run(_play(database, groups))
+
+
+@pytest.mark.timeout(400)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_groups)
+def test_no_history_exceeds_a_quota(databases: Databases, groups: list[list[Step]]) -> None:
+    _on("sqlite", databases, groups)
+
+
+@pytest.mark.timeout(400)
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_groups)
+def test_no_history_exceeds_a_quota_on_postgresql(databases: Databases, groups: list[list[Step]]) -> None:
+    _on("postgresql", databases, groups)
