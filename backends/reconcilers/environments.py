@@ -89,6 +89,18 @@ def _is_to_run(row: Environment) -> bool:
     return row.wish is Wish.RUNNING
 
 
+class _EngineAway(Unavailable):
+    """A fetch broke off, and the engine did not answer at that moment."""
+
+
+async def _blame_engine(compute: Compute, error: Unavailable) -> None:
+    """_EngineAway if it is away now: whoever looks at `error` may come when it is back."""
+    try:
+        await compute.check()
+    except Unavailable as away:
+        raise _EngineAway(away.message) from error
+
+
 class EnvironmentReconciler:
     """The loop over environments. One process of a house runs it."""
 
@@ -278,6 +290,9 @@ class EnvironmentReconciler:
             return True
         try:
             return self._fetches.is_done(seen)
+        except _EngineAway:
+            await compute.check()  # raises while it is away; hours of transfer are not given up for a cable
+            return self._fetches.is_done(seen)
         except AshoreError as error:
             if isinstance(error, Unavailable) and (has_data or _time() < self._deadline(seen)):
                 await compute.check()  # raises if the engine is away: they go on when it is back
@@ -296,7 +311,11 @@ class EnvironmentReconciler:
     async def _bring(self, seen: Environment, compute: Compute, lines: _LastLine) -> None:
         if self._data is not None and await self._data.needs(seen):
             lines.set("looking at its data")
-            await self._data.fetch(seen, lines.set)
+            try:
+                await self._data.fetch(seen, lines.set)
+            except Unavailable as error:
+                await _blame_engine(compute, error)
+                raise
         if not isinstance(compute, HasPulls):
             return
         stall, retry = self._settings.pull_stall_minutes, self._settings.pull_retry_minutes
