@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.05
-_SILENT_TICKS = 5
+_SILENT_TICKS = 40
 """Ticks without a sign of the marker after which nothing is waited for: some handler takes its time. Ticks rather
 than one timer, which would be due as soon as a loop that was busy comes to it.
 """
