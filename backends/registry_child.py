@@ -140,8 +140,8 @@ class EmbeddedRegistry:
     async def collect(self) -> bool:
         """Give back the space of layers that no image has any more; False if somebody pushes just now, or it failed.
 
-        It takes no pushes meanwhile, and is read as always. A registry that takes pushes may not be collected: layers
-        that are on their way belong to no image yet.
+        It takes no pushes meanwhile, and is read; it starts again before and after, which cuts off pulls under way.
+        A registry that takes pushes may not be collected: layers that are on their way belong to no image yet.
         """
         if self._client is None:
             return False
